@@ -1,0 +1,1 @@
+"""The attribution game: players, coalitions, estimators and shares. Pure mathematics over numpy."""

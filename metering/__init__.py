@@ -1,0 +1,1 @@
+"""Usage, price, split policy and double-entry postings."""
