@@ -1,6 +1,58 @@
 """The attribution game: players, coalitions, estimators and shares. Pure mathematics over numpy."""
 
 from attribution.errors import AttributionError
-from attribution.shares import apportion, shares_ppm
+from attribution.estimators import (
+    ESTIMATORS,
+    EXACT,
+    EXACT_PLAYERS_MAX,
+    LEAVE_ONE_OUT,
+    TWO_END,
+    Estimator,
+    Marginal,
+    Plan,
+    plan,
+)
+from attribution.explanation import Explanation, Unpaid, conclude, explain
+from attribution.game import (
+    DEFAULT_FLOOR_NATS,
+    Coalitions,
+    Kind,
+    Player,
+    Score,
+    Values,
+    ValueTable,
+    all_coalitions,
+    clipped,
+    tabulate,
+)
+from attribution.shares import WHOLE_PPM, apportion, shares_ppm
 
-__all__ = ["AttributionError", "apportion", "shares_ppm"]
+__all__ = [
+    "DEFAULT_FLOOR_NATS",
+    "ESTIMATORS",
+    "EXACT",
+    "EXACT_PLAYERS_MAX",
+    "LEAVE_ONE_OUT",
+    "TWO_END",
+    "WHOLE_PPM",
+    "AttributionError",
+    "Coalitions",
+    "Estimator",
+    "Explanation",
+    "Kind",
+    "Marginal",
+    "Plan",
+    "Player",
+    "Score",
+    "Unpaid",
+    "ValueTable",
+    "Values",
+    "all_coalitions",
+    "apportion",
+    "clipped",
+    "conclude",
+    "explain",
+    "plan",
+    "shares_ppm",
+    "tabulate",
+]
