@@ -13,6 +13,7 @@ from attribution.estimators import (
     plan,
 )
 from attribution.explanation import Explanation, Unpaid, conclude, explain
+from attribution.faithfulness import additive_fit, linear_datamodeling_score, rank_correlation, total_variation
 from attribution.game import (
     DEFAULT_FLOOR_NATS,
     Coalitions,
@@ -47,12 +48,16 @@ __all__ = [
     "Unpaid",
     "ValueTable",
     "Values",
+    "additive_fit",
     "all_coalitions",
     "apportion",
     "clipped",
     "conclude",
     "explain",
+    "linear_datamodeling_score",
     "plan",
+    "rank_correlation",
     "shares_ppm",
     "tabulate",
+    "total_variation",
 ]
