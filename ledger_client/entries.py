@@ -1,0 +1,158 @@
+"""Log entries: CloudEvents 1.0 in JSON, canonical by RFC 8785, so that one entry has exactly one encoding."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, TypeAlias
+
+import rfc8785
+
+JSON: TypeAlias = bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"] | None
+
+ENTRY_TYPES = frozenset(
+    {
+        "contributor.registered",
+        "document.registered",
+        "document.withdrawn",
+        "adapter.registered",
+        "policy.published",
+        "price.published",
+        "credit.granted",
+        "usage.recorded",
+        "request.voided",
+        "answer.attributed",
+    }
+)
+
+MAX_ENTRY_BYTES = 65_535  # an entry bundle prefixes each entry with its length in two bytes
+
+_ENVELOPE = frozenset({"specversion", "id", "source", "type", "time", "subject", "data"})
+_ID = re.compile(r"[0-9a-f]{64}")
+_SOURCE = re.compile(r"[!-~]{1,255}")
+_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?Z")
+_MAX_SAFE_INTEGER = 2**53 - 1
+
+
+class EntryError(ValueError):
+    """An entry, or bytes said to be one, that the log does not accept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One fact in the log. It is its bytes: they are made at birth and what is hashed is never re-serialised.
+
+    id: 64 lowercase hex digits, from `entry_id`. source: who states the fact, printable ASCII without spaces.
+    type: one of ENTRY_TYPES. time: RFC 3339 in UTC, ending in Z. subject: what the fact is about, printable.
+    data: a JSON object whose numbers stay within ±(2^53 − 1); amounts are therefore decimal strings.
+    Raises EntryError, saying which part is wrong, also when the encoding is longer than MAX_ENTRY_BYTES.
+    """
+
+    id: str
+    source: str
+    type: str
+    time: str
+    subject: str
+    data: Mapping[str, JSON] = field(hash=False)
+    _raw: bytes = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        _check_attributes(self)
+        raw = _canonical(
+            {
+                "specversion": "1.0",
+                "id": self.id,
+                "source": self.source,
+                "type": self.type,
+                "time": self.time,
+                "subject": self.subject,
+                "data": self.data,
+            }
+        )
+        if len(raw) > MAX_ENTRY_BYTES:
+            raise EntryError(f"an entry may take {MAX_ENTRY_BYTES} bytes; this one takes {len(raw)}")
+        object.__setattr__(self, "_raw", raw)
+        # Data is read back, so that it is what any reader of the bytes sees and no one else holds a reference to it.
+        object.__setattr__(self, "data", _parse(raw)["data"])
+
+    def encode(self) -> bytes:
+        """Return the canonical bytes, the leaf of the log."""
+        return self._raw
+
+    @classmethod
+    def decode(cls, raw: bytes) -> Entry:
+        """Read an entry back; `Entry.decode(entry.encode()) == entry`. Raises EntryError on any other bytes."""
+        if len(raw) > MAX_ENTRY_BYTES:
+            raise EntryError(f"an entry may take {MAX_ENTRY_BYTES} bytes; these are {len(raw)}")
+        envelope = _parse(raw)
+        if not isinstance(envelope, dict) or envelope.keys() != _ENVELOPE:
+            raise EntryError(f"an entry is a JSON object with exactly the members {', '.join(sorted(_ENVELOPE))}")
+        if envelope.pop("specversion") != "1.0":
+            raise EntryError("an entry is a CloudEvent of specversion 1.0")
+        entry = cls(**envelope)
+        if entry.encode() != raw:
+            raise EntryError("the bytes are not canonical JSON (RFC 8785)")
+        return entry
+
+
+def entry_id(source: str, key: str, attempt: int = 0) -> str:
+    """Derive the id under which a fact is logged once and for ever.
+
+    key: what the source did, unique to it, such as "usage:req_…". attempt: rises from 0 when it is done anew.
+    Returns 64 hex digits: SHA-256 of the three parts, joined by zero bytes that none of them may hold.
+    """
+    if not source or not key or "\0" in source + key or attempt < 0:
+        raise EntryError("an entry id takes a source and a key, not empty and without zero bytes, and an attempt ≥ 0")
+    return hashlib.sha256(f"{source}\0{key}\0{attempt}".encode()).hexdigest()
+
+
+def _check_attributes(entry: Entry) -> None:
+    """Check everything but the numbers and strings inside data, which the encoder checks."""
+    for name in ("id", "source", "type", "time", "subject"):
+        if not isinstance(getattr(entry, name), str):
+            raise EntryError(f"{name} must be a string")
+    if not _ID.fullmatch(entry.id):
+        raise EntryError("id must be 64 lowercase hex digits")
+    if not _SOURCE.fullmatch(entry.source):
+        raise EntryError("source must be 1 to 255 printable ASCII characters without spaces")
+    if entry.type not in ENTRY_TYPES:
+        raise EntryError(f"type must be one of {', '.join(sorted(ENTRY_TYPES))}; it is {entry.type!r}")
+    if not _TIME.fullmatch(entry.time) or not _is_date(entry.time):
+        raise EntryError(f"time must be a date and time in UTC such as 2025-01-31T23:59:59Z; it is {entry.time!r}")
+    if not (entry.subject.isprintable() and 1 <= len(entry.subject) <= 255):
+        raise EntryError("subject must be 1 to 255 printable characters")
+    if not isinstance(entry.data, dict):
+        raise EntryError("data must be a JSON object")
+
+
+def _is_date(time: str) -> bool:
+    try:
+        datetime.fromisoformat(time)
+    except ValueError:
+        return False
+    return True
+
+
+def _canonical(value: Any) -> bytes:
+    try:
+        return bytes(rfc8785.dumps(value))
+    except (ValueError, RecursionError) as error:
+        raise EntryError(f"data cannot be written as canonical JSON: {error}") from error
+
+
+def _parse(raw: bytes) -> Any:
+    try:
+        return json.loads(raw.decode("utf-8"), parse_int=_integer)
+    except (ValueError, RecursionError) as error:
+        raise EntryError(f"an entry must be JSON in UTF-8: {error}") from error
+
+
+def _integer(digits: str) -> int:
+    """Refuse what a reader with doubles would round; the length guards int() itself."""
+    if len(digits) > 17 or abs(int(digits)) > _MAX_SAFE_INTEGER:
+        raise EntryError("a whole number in data is beyond ±(2^53 − 1); write it as a decimal string")
+    return int(digits)
