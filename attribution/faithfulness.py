@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -40,8 +41,10 @@ def linear_datamodeling_score(
     """Rank-correlate what the scores predict for each coalition, their sum over it, with what it turned out to be.
 
     scores_nats: (n_players,). coalitions: (m, n_players). totals_nats: (m,), v of each.
+    Returns 0, nothing predicted, when either side is constant.
     """
-    return rank_correlation(coalitions @ scores_nats, totals_nats)
+    rho = rank_correlation(coalitions @ scores_nats, totals_nats)
+    return 0.0 if math.isnan(rho) else rho
 
 
 def additive_fit(coalitions: Coalitions, totals_nats: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -60,6 +60,10 @@ def test_an_additive_game_is_predicted_perfectly_by_its_own_scores(table):
     assert linear_datamodeling_score(scores, coalitions, totals) == pytest.approx(1)
 
 
+def test_scores_that_tell_coalitions_not_apart_predict_nothing():
+    assert linear_datamodeling_score(np.zeros(2), all_coalitions(2), np.array([-3.0, -2.0, -2.0, -1.0])) == 0
+
+
 def test_vectors_of_different_lengths_are_refused():
     with pytest.raises(AttributionError):
         total_variation([1.0], [0.5, 0.5])
