@@ -1,0 +1,1 @@
+"""How much of the money each estimator misplaces, and at what cost."""
