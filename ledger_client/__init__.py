@@ -1,9 +1,13 @@
 """The transparency log: entries, Merkle tree, checkpoints, receipts, and the checker that trusts none of them."""
 
+from ledger_client.amounts import SUSPENSE, Amounts, Line, nano
+from ledger_client.checkpoint import Checkpoint, CheckpointError, KeyFileError, Note, NoteSignature, Signer, Verifier
 from ledger_client.entries import ENTRY_TYPES, JSON, MAX_ENTRY_BYTES, Entry, EntryError, entry_id
+from ledger_client.log import Appended, EntryConflict, Log, LogError, NotInLog, metadata
 from ledger_client.merkle import (
     EMPTY_ROOT,
     Frontier,
+    HashAt,
     ProofError,
     consistency_path,
     inclusion_path,
@@ -13,22 +17,53 @@ from ledger_client.merkle import (
     verify_consistency,
     verify_inclusion,
 )
+from ledger_client.receipt import Receipt, ReceiptError, Step, Verified, verify_receipt
+from ledger_client.tiles import TILE_WIDTH, Tile, TileError, hashes_from_tiles, pack_bundle, unpack_bundle
 
 __all__ = [
     "EMPTY_ROOT",
     "ENTRY_TYPES",
     "JSON",
     "MAX_ENTRY_BYTES",
+    "SUSPENSE",
+    "TILE_WIDTH",
+    "Amounts",
+    "Appended",
+    "Checkpoint",
+    "CheckpointError",
     "Entry",
+    "EntryConflict",
     "EntryError",
     "Frontier",
+    "HashAt",
+    "KeyFileError",
+    "Line",
+    "Log",
+    "LogError",
+    "NotInLog",
+    "Note",
+    "NoteSignature",
     "ProofError",
+    "Receipt",
+    "ReceiptError",
+    "Signer",
+    "Step",
+    "Tile",
+    "TileError",
+    "Verified",
+    "Verifier",
     "consistency_path",
     "entry_id",
+    "hashes_from_tiles",
     "inclusion_path",
     "leaf_hash",
+    "metadata",
+    "nano",
     "node_hash",
+    "pack_bundle",
     "root_from_inclusion_path",
+    "unpack_bundle",
     "verify_consistency",
     "verify_inclusion",
+    "verify_receipt",
 ]

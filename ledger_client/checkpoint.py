@@ -1,0 +1,251 @@
+"""Checkpoints (c2sp.org/tlog-checkpoint) in signed notes (c2sp.org/signed-note), signed with Ed25519 alone."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from ledger_client.forms import MAX_COUNT, from_base64, from_decimal, to_base64
+from ledger_client.merkle import HASH_BYTES
+
+_ED25519 = b"\x01"  # the signature type that signed-note assigns to it
+_MAX_NOTE_CHARACTERS = 65_536
+_CONTROL = re.compile(r"[\x00-\x1f]")
+_KEY_NAME = re.compile(r"[^\s+\x00-\x1f]{1,255}")
+_SIGNATURE = re.compile(r"— ([^\s+\x00-\x1f]+) (\S+)")
+_VERIFIER_KEY = re.compile(r"([^\s+]+)\+([0-9a-f]{8})\+(\S+)")
+_SIGNING_KEY = re.compile(r"PRIVATE\+KEY\+([^\s+]+)\+([0-9a-f]{8})\+(\S+)")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is malformed, or that the expected key did not sign."""
+
+
+class KeyFileError(ValueError):
+    """A signing or verifier key that cannot be used. The message never holds key material."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """The head of a log. origin: its name, one line. size: its leaves. root: 32 bytes, the Merkle root over them."""
+
+    origin: str
+    size: int
+    root: bytes
+
+    def __post_init__(self) -> None:
+        if not self.origin or _CONTROL.search(self.origin):
+            raise CheckpointError("the origin of a checkpoint is one line, not empty and without control characters")
+        if not 0 <= self.size <= MAX_COUNT:
+            raise CheckpointError(f"the size of a checkpoint is between 0 and 2^63 − 1; it is {self.size}")
+        if len(self.root) != HASH_BYTES:
+            raise CheckpointError(f"the root of a checkpoint has {HASH_BYTES} bytes, not {len(self.root)}")
+
+    def format(self) -> str:
+        """Return the text that is signed: three lines, each with its newline."""
+        return f"{self.origin}\n{self.size}\n{to_base64(self.root)}\n"
+
+    @classmethod
+    def parse(cls, text: str) -> Checkpoint:
+        """Read what `format` writes. Raises CheckpointError on anything else, extension lines among it."""
+        lines = text.split("\n")
+        if len(lines) != 4 or lines[3]:
+            raise CheckpointError("a checkpoint has exactly three lines: origin, size and root")
+        try:
+            return cls(origin=lines[0], size=from_decimal(lines[1]), root=from_base64(lines[2]))
+        except ValueError as error:
+            raise CheckpointError(f"malformed checkpoint: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoteSignature:
+    """A signature line. key_name and key_id (4 bytes) say which key is said to have made the signature."""
+
+    key_name: str
+    key_id: bytes
+    signature: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note:
+    """A text ending in a newline, and the signatures under it, none of them checked yet."""
+
+    text: str
+    signatures: tuple[NoteSignature, ...]
+
+    @classmethod
+    def parse(cls, note: str) -> Note:
+        """Take a signed note apart. Raises CheckpointError when it is malformed."""
+        if len(note) > _MAX_NOTE_CHARACTERS:
+            raise CheckpointError(f"a note may take {_MAX_NOTE_CHARACTERS} characters; this one takes {len(note)}")
+        text, blank, signatures = note.rpartition("\n\n")
+        if not blank or not signatures.endswith("\n") or _CONTROL.search(note.replace("\n", "")):
+            raise CheckpointError("a note is lines of text, a blank line, and signature lines, each with its newline")
+        return cls(text=text + "\n", signatures=tuple(map(_parse_signature, signatures[:-1].split("\n"))))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verifier:
+    """The public half of a log's key, and the name of the log: all that is needed to disbelieve it."""
+
+    name: str
+    key: Ed25519PublicKey = field(repr=False)
+
+    def __post_init__(self) -> None:
+        _check_key_name(self.name)
+
+    @property
+    def key_id(self) -> bytes:
+        """The four bytes that name this key in a signature line."""
+        return _key_id(self.name, self.key.public_bytes_raw())
+
+    @property
+    def verifier_key(self) -> str:
+        """The key as `name+hex+base64`, the form to publish."""
+        return f"{self.name}+{self.key_id.hex()}+{to_base64(_ED25519 + self.key.public_bytes_raw())}"
+
+    @classmethod
+    def parse(cls, verifier_key: str) -> Verifier:
+        """Read `name+hex+base64`. Raises KeyFileError when it is malformed or its parts contradict each other."""
+        name, raw = _parse_key(_VERIFIER_KEY, verifier_key, "a verifier key is name+hex+base64")
+        verifier = cls(name=name, key=Ed25519PublicKey.from_public_bytes(raw))
+        if verifier.verifier_key != verifier_key:
+            raise KeyFileError("the verifier key's id does not belong to its name and key")
+        return verifier
+
+    def signatures_of(self, note: Note) -> list[bytes]:
+        """Return the signatures that say they are by this key. Other keys' are none of our business."""
+        return [line.signature for line in note.signatures if (line.key_name, line.key_id) == (self.name, self.key_id)]
+
+    def verify(self, note: Note) -> None:
+        """Raise CheckpointError unless this key signed the note, and every signature said to be by it is good."""
+        signatures = self.signatures_of(note)
+        if not signatures:
+            raise CheckpointError(f"no signature by {self.name} with key id {self.key_id.hex()}")
+        for signature in signatures:
+            try:
+                self.key.verify(signature, note.text.encode())
+            except InvalidSignature as error:
+                raise CheckpointError(f"the signature by {self.name} does not fit the checkpoint") from error
+
+    def open(self, note: str) -> Checkpoint:
+        """Return the checkpoint in a note that this key signed for its own log; else raise CheckpointError."""
+        opened = Note.parse(note)
+        self.verify(opened)
+        checkpoint = Checkpoint.parse(opened.text)
+        if checkpoint.origin != self.name:
+            raise CheckpointError(f"the checkpoint is of {checkpoint.origin!r}, not of {self.name!r}")
+        return checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signer:
+    """The signing key of a log whose origin is `name`."""
+
+    name: str
+    key: Ed25519PrivateKey = field(repr=False)
+
+    def __post_init__(self) -> None:
+        _check_key_name(self.name)
+
+    @classmethod
+    def generate(cls, name: str) -> Signer:
+        """Make a new key."""
+        return cls(name=name, key=Ed25519PrivateKey.generate())
+
+    @property
+    def verifier(self) -> Verifier:
+        """The public half."""
+        return Verifier(name=self.name, key=self.key.public_key())
+
+    @property
+    def verifier_key(self) -> str:
+        """The public half as `name+hex+base64`."""
+        return self.verifier.verifier_key
+
+    def sign(self, checkpoint: Checkpoint) -> str:
+        """Return the checkpoint as a signed note. Raises CheckpointError for a checkpoint of another log."""
+        if checkpoint.origin != self.name:
+            raise CheckpointError(f"the key of {self.name!r} does not sign for {checkpoint.origin!r}")
+        return self.sign_text(checkpoint.format())
+
+    def sign_text(self, text: str) -> str:
+        """Return any text that ends in a newline as a signed note."""
+        signature = to_base64(self.verifier.key_id + self.key.sign(text.encode()))
+        return f"{text}\n— {self.name} {signature}\n"
+
+    @classmethod
+    def parse(cls, signing_key: str) -> Signer:
+        """Read `PRIVATE+KEY+name+hex+base64`. Raises KeyFileError."""
+        name, raw = _parse_key(_SIGNING_KEY, signing_key, "a signing key is PRIVATE+KEY+name+hex+base64")
+        signer = cls(name=name, key=Ed25519PrivateKey.from_private_bytes(raw))
+        if signer._format() != signing_key:
+            raise KeyFileError("the signing key's id does not belong to its name and key")
+        return signer
+
+    def save(self, path: Path) -> None:
+        """Write the key to a new file that only its owner may read. Raises FileExistsError rather than replace one."""
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(self._format() + "\n")
+            file.flush()
+            os.fsync(descriptor)
+
+    @classmethod
+    def load(cls, path: Path) -> Signer:
+        """Read a key file that `save` wrote. Raises KeyFileError when others may read it too, or it holds no key."""
+        with path.open(encoding="utf-8") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            if mode & 0o077:
+                raise KeyFileError(f"others may read the signing key {path} (mode {mode:04o}): chmod 600 {path}")
+            try:
+                return cls.parse(file.read(4096).removesuffix("\n"))
+            except ValueError as error:
+                raise KeyFileError(f"{path} holds no signing key: {error}") from error
+
+    def _format(self) -> str:
+        secret = to_base64(_ED25519 + self.key.private_bytes_raw())
+        return f"PRIVATE+KEY+{self.name}+{self.verifier.key_id.hex()}+{secret}"
+
+
+def _check_key_name(name: str) -> None:
+    if not _KEY_NAME.fullmatch(name):
+        raise KeyFileError(f"a key name is 1 to 255 characters without spaces and plus signs; it is {name!r}")
+
+
+def _key_id(name: str, public_key: bytes) -> bytes:
+    return hashlib.sha256(name.encode() + b"\n" + _ED25519 + public_key).digest()[:4]
+
+
+def _parse_key(form: re.Pattern[str], text: str, expected: str) -> tuple[str, bytes]:
+    """Return the name and the 32 bytes of a key in text form; its id is for the caller to compare."""
+    match = form.fullmatch(text)
+    if not match:
+        raise KeyFileError(expected)
+    try:
+        raw = from_base64(match[3])
+    except ValueError as error:
+        raise KeyFileError(f"{expected}; the last part is not base64") from error
+    if len(raw) != 33 or raw[:1] != _ED25519:
+        raise KeyFileError("a key is of type Ed25519: a byte 0x01, then 32 bytes")
+    return match[1], raw[1:]
+
+
+def _parse_signature(line: str) -> NoteSignature:
+    match = _SIGNATURE.fullmatch(line)
+    if not match:
+        raise CheckpointError("a signature line is an em dash, a key name and base64, with one space between them")
+    try:
+        raw = from_base64(match[2])
+    except ValueError as error:
+        raise CheckpointError(f"malformed signature by {match[1]!r}: {error}") from error
+    if len(raw) <= 4:
+        raise CheckpointError(f"the signature by {match[1]!r} is shorter than a key id and a signature")
+    return NoteSignature(key_name=match[1], key_id=raw[:4], signature=raw[4:])
