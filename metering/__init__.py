@@ -1,7 +1,9 @@
 """Usage, price, split policy and double-entry postings."""
 
 from ledger_client import SUSPENSE
-from metering.errors import MeteringError
+from metering.books import Books
+from metering.committer import Committer
+from metering.errors import CommitError, InsufficientCredit, IntentError, MeteringError
 from metering.policy import SplitPolicy
 from metering.postings import (
     FUNDING,
@@ -14,7 +16,10 @@ from metering.postings import (
     contributor_account,
 )
 from metering.pricing import Price
+from metering.records import AttributedPlayer, AttributionRecord, EstimatorRun, UsageRecord
 from metering.splits import AdapterTerms, DocumentTerms, PlayerShare, SplitLine, split
+from metering.statements import Earnings, Grouping, Page, Statement, earnings, entries, statement
+from metering.store import Balance, Intent, Line, RequestState, balances, metadata, open_intents
 from metering.usage import Usage
 
 __all__ = [
@@ -23,17 +28,40 @@ __all__ = [
     "RESIDUAL",
     "SUSPENSE",
     "AdapterTerms",
+    "AttributedPlayer",
+    "AttributionRecord",
+    "Balance",
+    "Books",
+    "CommitError",
+    "Committer",
     "DocumentTerms",
+    "Earnings",
+    "EstimatorRun",
+    "Grouping",
+    "InsufficientCredit",
+    "Intent",
+    "IntentError",
+    "Line",
     "MeteringError",
+    "Page",
     "PlayerShare",
     "Posting",
     "Price",
+    "RequestState",
     "SplitLine",
     "SplitPolicy",
+    "Statement",
     "Usage",
+    "UsageRecord",
     "balanced",
+    "balances",
     "base_account",
     "caller_account",
     "contributor_account",
+    "earnings",
+    "entries",
+    "metadata",
+    "open_intents",
     "split",
+    "statement",
 ]
