@@ -14,7 +14,7 @@ from ledger_client.forms import from_base64, from_decimal, to_base64
 from ledger_client.merkle import HASH_BYTES, leaf_hash, verify_inclusion
 
 _HEADER = "c2sp.org/tlog-proof@v1"
-_FORM = re.compile(_HEADER + r"\n(?:extra (\S+)\n)?index (\S+)\n((?:\S+\n){0,63})\n(.+)", re.DOTALL)
+_FORM = re.compile(re.escape(_HEADER) + r"\n(?:extra (\S+)\n)?index (\S+)\n((?:\S+\n){0,63})\n(.+)", re.DOTALL)
 _MAX_CHARACTERS = 2**18
 
 
