@@ -3,6 +3,7 @@
 from ledger_client.amounts import SUSPENSE, Amounts, Line, nano
 from ledger_client.checkpoint import Checkpoint, CheckpointError, KeyFileError, Note, NoteSignature, Signer, Verifier
 from ledger_client.entries import ENTRY_TYPES, JSON, MAX_ENTRY_BYTES, Entry, EntryError, entry_id
+from ledger_client.fsck import Finding, fsck, fsck_derived
 from ledger_client.log import Appended, EntryConflict, Log, LogError, NotInLog, metadata
 from ledger_client.merkle import (
     EMPTY_ROOT,
@@ -34,6 +35,7 @@ __all__ = [
     "Entry",
     "EntryConflict",
     "EntryError",
+    "Finding",
     "Frontier",
     "HashAt",
     "KeyFileError",
@@ -54,6 +56,8 @@ __all__ = [
     "Verifier",
     "consistency_path",
     "entry_id",
+    "fsck",
+    "fsck_derived",
     "hashes_from_tiles",
     "inclusion_path",
     "leaf_hash",

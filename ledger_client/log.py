@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -23,6 +24,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    bindparam,
     func,
     insert,
     select,
@@ -76,6 +78,15 @@ log_checkpoint = Table(
 _HEAD_ID = 1
 _PAGE_ROWS = 512
 
+# The statements of an append, built once: SQLAlchemy takes longer to build one than SQLite to run it.
+_LOCK_HEAD = select(log_head.c.size, log_head.c.frontier).where(log_head.c.id == _HEAD_ID).with_for_update()
+_FIND = select(log_entry.c.log_index, log_entry.c.entry).where(log_entry.c.entry_id == bindparam("entry_id"))
+_APPEND = (
+    insert(log_entry)
+    .values(log_index=select(func.coalesce(func.max(log_entry.c.log_index) + 1, 0)).scalar_subquery())
+    .returning(log_entry.c.log_index)
+)
+
 
 class LogError(Exception):
     """The log as stored contradicts itself; `fsck` says where."""
@@ -118,19 +129,14 @@ class Log:
         Raises EntryConflict when the id is in the log with other bytes. Call `seal` before the commit.
         """
         head = _lock_head(connection)
-        stored = connection.execute(
-            select(log_entry.c.log_index, log_entry.c.entry).where(log_entry.c.entry_id == entry.id)
-        ).one_or_none()
+        raw = entry.encode()
+        stored = connection.execute(_FIND, {"entry_id": entry.id}).one_or_none()
         if stored:
-            if stored.entry != entry.encode():
+            if stored.entry != raw:
                 raise EntryConflict(stored.log_index)
             return Appended(log_index=stored.log_index, entry=entry, created=False)
-        next_index = select(func.coalesce(func.max(log_entry.c.log_index) + 1, 0)).scalar_subquery()
-        log_index = connection.execute(
-            insert(log_entry)
-            .values(log_index=next_index, entry_id=entry.id, leaf_hash=leaf_hash(entry.encode()), entry=entry.encode())
-            .returning(log_entry.c.log_index)
-        ).scalar_one()
+        row = {"entry_id": entry.id, "leaf_hash": leaf_hash(raw), "entry": raw}
+        log_index = connection.execute(_APPEND, row).scalar_one()
         if log_index < head.size:
             raise LogError(f"the log was sealed with {head.size} entries, but ends before entry {log_index}")
         return Appended(log_index=log_index, entry=entry, created=True)
@@ -143,7 +149,7 @@ class Log:
         head = _lock_head(connection)
         frontier = Frontier.decode(head.size, head.frontier)
         completed = []
-        for row in _rows(connection, head.size, log_entry.c.leaf_hash):
+        for row in entry_rows(connection, head.size, log_entry.c.leaf_hash):
             if row.log_index != frontier.size:
                 raise LogError(f"the log has no entry {frontier.size}, but has entry {row.log_index}")
             if (frontier.size + 1) % TILE_WIDTH == 0:
@@ -166,8 +172,10 @@ class Log:
 
     def checkpoint(self, connection: Connection) -> str:
         """Return the latest signed checkpoint; of a log that is still empty, that of the empty tree."""
-        note = connection.scalar(select(log_checkpoint.c.note).order_by(log_checkpoint.c.size.desc()).limit(1))
-        return note or self._signer.sign(Checkpoint(origin=self._signer.name, size=0, root=EMPTY_ROOT))
+        latest = _latest_checkpoint(connection)
+        if latest is None:
+            return self._signer.sign(Checkpoint(origin=self._signer.name, size=0, root=EMPTY_ROOT))
+        return str(latest.note)
 
     def checkpoints(self, connection: Connection) -> Iterator[str]:
         """Yield every checkpoint ever signed, by size."""
@@ -199,17 +207,17 @@ class Log:
 
     def entries(self, connection: Connection, start: int = 0) -> Iterator[tuple[int, bytes]]:
         """Yield (log index, bytes) in order, from log index start, reading a page at a time."""
-        for row in _rows(connection, start, log_entry.c.entry):
+        for row in entry_rows(connection, start, log_entry.c.entry):
             yield row.log_index, row.entry
 
     def receipt(self, connection: Connection, log_index: int) -> str:
         """Return the proof that an entry is under the latest checkpoint. Raises NotInLog while it is not sealed."""
-        note = self.checkpoint(connection)
-        size = self._signer.verifier.open(note).size
-        if not 0 <= log_index < size:
+        latest = _latest_checkpoint(connection)
+        if latest is None or not 0 <= log_index < latest.size:
+            size = latest.size if latest else 0
             raise NotInLog(f"the latest checkpoint is of {size} entries, without entry {log_index}")
-        path = inclusion_path(log_index, size, self._hash_at(connection, size))
-        return Receipt(index=log_index, path=tuple(path), note=note, entry=self.entry(connection, log_index)).format()
+        path = tuple(inclusion_path(log_index, latest.size, self._hash_at(connection, latest.size)))
+        return Receipt(index=log_index, path=path, note=latest.note, entry=self.entry(connection, log_index)).format()
 
     def consistency(self, connection: Connection, old_size: int, new_size: int) -> list[bytes]:
         """Return the proof that the tree of old_size is a prefix of that of new_size. Raises NotInLog past the head."""
@@ -235,25 +243,31 @@ class Log:
 
 def _lock_head(connection: Connection) -> Row[int, bytes]:
     """Return the head (size, frontier), held until the transaction ends; the first writer of all makes the row."""
-    query = select(log_head.c.size, log_head.c.frontier).where(log_head.c.id == _HEAD_ID).with_for_update()
-    head = connection.execute(query).one_or_none()
+    head = connection.execute(_LOCK_HEAD).one_or_none()
     if head is None:
         try:
             with connection.begin_nested():
                 connection.execute(insert(log_head).values(id=_HEAD_ID, size=0, frontier=b""))
         except IntegrityError:
             pass  # another process made it between the two statements
-        head = connection.execute(query).one()
+        head = connection.execute(_LOCK_HEAD).one()
     return head
+
+
+def _latest_checkpoint(connection: Connection) -> Row[int, str] | None:
+    return connection.execute(select(log_checkpoint).order_by(log_checkpoint.c.size.desc()).limit(1)).one_or_none()
 
 
 def _sealed_size(connection: Connection) -> int:
     return connection.scalar(select(log_head.c.size).where(log_head.c.id == _HEAD_ID)) or 0
 
 
-def _rows(connection: Connection, start: int, column: Column[bytes]) -> Iterator[Row[int, bytes]]:
-    """Yield (log_index, column) in order from log index start, a page at a time, so that other statements may run."""
-    query = select(log_entry.c.log_index, column).order_by(log_entry.c.log_index).limit(_PAGE_ROWS)
+def entry_rows(connection: Connection, start: int, *columns: Column[Any]) -> Iterator[Row[Any]]:
+    """Yield log_index and columns of log_entry in order from log index start, a page at a time.
+
+    Between pages the database is free for other statements.
+    """
+    query = select(log_entry.c.log_index, *columns).order_by(log_entry.c.log_index).limit(_PAGE_ROWS)
     while page := connection.execute(query.where(log_entry.c.log_index >= start)).all():
         yield from page
         start = page[-1].log_index + 1
