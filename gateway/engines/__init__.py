@@ -1,1 +1,36 @@
-"""Engines that generate and score."""
+"""Engines that generate and score.
+
+The embedded engine and the preparation of its weights are imported by module (`gateway.engines.embedded`,
+`gateway.engines.weights`), for a gateway in front of other engines has no torch.
+"""
+
+from gateway.engines.adapters import AdapterFiles, linear_shapes
+from gateway.engines.base import (
+    AdapterNotLoaded,
+    AdapterRejected,
+    Delta,
+    Engine,
+    EngineError,
+    EngineUnavailable,
+    FinishReason,
+    Health,
+    PromptTooLong,
+    SamplingParams,
+    Scores,
+)
+
+__all__ = [
+    "AdapterFiles",
+    "AdapterNotLoaded",
+    "AdapterRejected",
+    "Delta",
+    "Engine",
+    "EngineError",
+    "EngineUnavailable",
+    "FinishReason",
+    "Health",
+    "PromptTooLong",
+    "SamplingParams",
+    "Scores",
+    "linear_shapes",
+]
