@@ -17,9 +17,9 @@ from ledger_client.merkle import HASH_BYTES
 
 _ED25519 = b"\x01"  # the signature type that signed-note assigns to it
 _MAX_NOTE_CHARACTERS = 65_536
-_CONTROL = re.compile(r"[\x00-\x1f]")
-_KEY_NAME = re.compile(r"[^\s+\x00-\x1f]{1,255}")
-_SIGNATURE = re.compile(r"— ([^\s+\x00-\x1f]+) (\S+)")
+_NO_TEXT = re.compile(r"[\x00-\x1f\ud800-\udfff]")  # control characters, and what UTF-8 cannot carry
+_KEY_NAME = re.compile(r"[^\s+\x00-\x1f\ud800-\udfff]{1,255}")
+_SIGNATURE = re.compile(r"— ([^\s+]+) (\S+)")
 _VERIFIER_KEY = re.compile(r"([^\s+]+)\+([0-9a-f]{8})\+(\S+)")
 _SIGNING_KEY = re.compile(r"PRIVATE\+KEY\+([^\s+]+)\+([0-9a-f]{8})\+(\S+)")
 
@@ -41,7 +41,7 @@ class Checkpoint:
     root: bytes
 
     def __post_init__(self) -> None:
-        if not self.origin or _CONTROL.search(self.origin):
+        if not self.origin or _NO_TEXT.search(self.origin):
             raise CheckpointError("the origin of a checkpoint is one line, not empty and without control characters")
         if not 0 <= self.size <= MAX_COUNT:
             raise CheckpointError(f"the size of a checkpoint is between 0 and 2^63 − 1; it is {self.size}")
@@ -86,7 +86,7 @@ class Note:
         if len(note) > _MAX_NOTE_CHARACTERS:
             raise CheckpointError(f"a note may take {_MAX_NOTE_CHARACTERS} characters; this one takes {len(note)}")
         text, blank, signatures = note.rpartition("\n\n")
-        if not blank or not signatures.endswith("\n") or _CONTROL.search(note.replace("\n", "")):
+        if not blank or not signatures.endswith("\n") or _NO_TEXT.search(note.replace("\n", "")):
             raise CheckpointError("a note is lines of text, a blank line, and signature lines, each with its newline")
         return cls(text=text + "\n", signatures=tuple(map(_parse_signature, signatures[:-1].split("\n"))))
 

@@ -158,6 +158,7 @@ def test_a_root_has_one_spelling(root: str) -> None:
         f"{ORIGIN}\r\n42\r\n{ROOT}\r\n",
         f"{ORIGIN}\n42\n",
         f"a\0b\n42\n{ROOT}\n",
+        f"a\ud800b\n42\n{ROOT}\n",
     ],
 )
 def test_a_checkpoint_is_three_lines(text: str) -> None:
@@ -201,6 +202,7 @@ SIGNATURE = NEUMANN_NOTE.rpartition(" ")[2].strip()
         NEUMANN_NOTE.replace("— ", "—\u00a0"),
         NEUMANN_NOTE.replace("— Peter", "— Peter+"),
         NEUMANN_NOTE.replace("problem,", "problem,\t"),
+        NEUMANN_NOTE.replace("problem,", "problem,\udcff"),
         NEUMANN_NOTE.replace(SIGNATURE, SIGNATURE + " "),
         NEUMANN_NOTE.replace(SIGNATURE, SIGNATURE[:-1]),
         NEUMANN_NOTE.replace(SIGNATURE, "x08goA=="),
@@ -237,7 +239,7 @@ def test_malformed_verifier_keys_are_refused(key: str) -> None:
         Verifier.parse(key)
 
 
-@pytest.mark.parametrize("name", ["", "a b", "a+b", "a\u2003b", "a\nb", "x" * 256])
+@pytest.mark.parametrize("name", ["", "a b", "a+b", "a\u2003b", "a\nb", "a\ud800b", "x" * 256])
 def test_key_names_have_no_spaces_and_plus_signs(name: str) -> None:
     with pytest.raises(KeyFileError):
         Signer.generate(name)
