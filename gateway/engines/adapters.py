@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,7 +69,8 @@ class AdapterFiles:
         rank = _rank(config)
         target_modules = _target_modules(config)
         shapes = _parse_shapes(weights, rank)
-        if {module.rpartition(".")[2] for module in shapes} != set(target_modules):
+        idle = [target for target in target_modules if not _targeted(shapes, [target])]
+        if idle or _targeted(shapes, target_modules) != shapes.keys():
             raise AdapterRejected("the weights adapt other modules than target_modules in adapter_config.json names")
         return cls(
             path=path,
@@ -102,8 +103,7 @@ class AdapterFiles:
                 f"the adapter was made for {self.base_model}, but the base model here is "
                 f"{base_model}; train it on this base"
             )
-        expected = {module for module in base_shapes if module.rpartition(".")[2] in self.target_modules}
-        if missing := expected.symmetric_difference(self.shapes):
+        if missing := _targeted(base_shapes, self.target_modules).symmetric_difference(self.shapes):
             raise AdapterRejected(
                 f"the adapter was made for another base: it and {base_model} do not both have {min(missing)}"
                 + (f" and {len(missing) - 1} more modules" if len(missing) > 1 else "")
@@ -204,11 +204,17 @@ def _target_modules(config: Mapping[str, object]) -> tuple[str, ...]:
     modules = config.get("target_modules")
     if not isinstance(modules, list) or not modules or not all(isinstance(module, str) for module in modules):
         raise AdapterRejected("target_modules must be a list of module names")
-    if unknown := sorted(set(modules) - TARGET_MODULES):
+    if unknown := sorted(module for module in modules if module.rpartition(".")[2] not in TARGET_MODULES):
         raise AdapterRejected(
             f"target_modules names {unknown[0]}; only {', '.join(sorted(TARGET_MODULES))} can be adapted"
         )
     return tuple(sorted(set(modules)))
+
+
+def _targeted(modules: Iterable[str], targets: Iterable[str]) -> set[str]:
+    """The modules that peft takes targets to mean: by their whole name, or by the end of it."""
+    endings = tuple(f".{target}" for target in targets)
+    return {module for module in modules if f".{module}".endswith(endings)}
 
 
 def _base_model(config: Mapping[str, object]) -> str:
