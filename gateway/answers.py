@@ -1,0 +1,135 @@
+"""Answers as rows: the queue of attribution jobs, and the attribution object that clients read.
+
+An answer waits with its sealed inputs, from which any coalition's prompt can be rendered again. They are erased in the
+transaction that ends the job.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import orjson
+import sqlalchemy as sa
+
+from gateway.grounding import Message, Source
+from gateway.tables import answer
+
+Status = Literal["pending", "attributed", "not_applicable", "failed"]
+
+
+class UnknownRequestError(LookupError):
+    """There is no answer with this request id, or it is not this caller's to see."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroundedPassage:
+    """A passage as the model read it, and the document and owner that it is credited to."""
+
+    document: str
+    digest: str
+    owner: str
+    title: str
+    text: str
+
+    @property
+    def source(self) -> Source:
+        """What of it the model reads."""
+        return Source(title=self.title, text=self.text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SealedInputs:
+    """Everything that scoring an answer again needs: the conversation (or the raw prompt), passages, emitted ids."""
+
+    served_model: str
+    messages: tuple[Message, ...] | None
+    prompt_ids: tuple[int, ...]
+    passages: tuple[GroundedPassage, ...]
+    answer_ids: tuple[int, ...]
+
+    def encode(self) -> bytes:
+        """As JSON."""
+        return orjson.dumps(asdict(self))
+
+    @classmethod
+    def decode(cls, raw: bytes) -> SealedInputs:
+        """The inverse of encode."""
+        fields = orjson.loads(raw)
+        messages = fields["messages"]
+        return cls(
+            served_model=fields["served_model"],
+            messages=None if messages is None else tuple(Message(**message) for message in messages),
+            prompt_ids=tuple(fields["prompt_ids"]),
+            passages=tuple(GroundedPassage(**passage) for passage in fields["passages"]),
+            answer_ids=tuple(fields["answer_ids"]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerRow:
+    """An answer that was metered."""
+
+    request_id: str
+    caller: str
+    status: Status
+    created_at: str
+    usage_index: int
+    record_index: int | None
+    attempts: int
+    salt: bytes
+    inputs: bytes | None
+    attribution: bytes
+
+
+def salted_digest(salt: bytes, content: Sequence[int | str]) -> str:
+    """What the log holds of a prompt or an answer: SHA-256, in hex, over a secret salt and the token ids or texts."""
+    return hashlib.sha256(salt + orjson.dumps(list(content))).hexdigest()
+
+
+def insert(connection: sa.Connection, row: AnswerRow) -> None:
+    """Keep a metered answer."""
+    connection.execute(sa.insert(answer).values(**vars(row)))
+
+
+def find(connection: sa.Connection, request_id: str, caller: str | None = None) -> AnswerRow:
+    """One answer, if it is this caller's; raises UnknownRequestError."""
+    condition = answer.c.request_id == request_id
+    if caller is not None:
+        condition = sa.and_(condition, answer.c.caller == caller)
+    row = connection.execute(sa.select(answer).where(condition)).one_or_none()
+    if row is None:
+        raise UnknownRequestError(f"there is no answer {request_id!r} that this key may see")
+    return AnswerRow(**row._mapping)
+
+
+def pending(connection: sa.Connection, limit: int = 64) -> list[str]:
+    """The request ids that wait for attribution, oldest first."""
+    query = sa.select(answer.c.request_id).where(answer.c.status == "pending")
+    return list(connection.scalars(query.order_by(answer.c.created_at, answer.c.request_id).limit(limit)))
+
+
+def backlog(connection: sa.Connection) -> int:
+    """How many answers wait for attribution."""
+    query = sa.select(sa.func.count()).select_from(answer).where(answer.c.status == "pending")
+    return connection.execute(query).scalar_one()
+
+
+def finish(
+    connection: sa.Connection, request_id: str, status: Status, attribution: dict[str, Any], record_index: int | None
+) -> None:
+    """End an answer's job and erase its inputs."""
+    connection.execute(
+        sa.update(answer)
+        .where(answer.c.request_id == request_id)
+        .values(status=status, attribution=orjson.dumps(attribution), record_index=record_index, inputs=None)
+    )
+
+
+def count_attempt(connection: sa.Connection, request_id: str) -> int:
+    """Note a failed attempt; returns how many there were."""
+    query = sa.update(answer).where(answer.c.request_id == request_id).values(attempts=answer.c.attempts + 1)
+    attempts: int = connection.execute(query.returning(answer.c.attempts)).scalar_one()
+    return attempts

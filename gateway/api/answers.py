@@ -1,0 +1,42 @@
+"""What a caller reads about an answer of its own: the attribution and the receipt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import sqlalchemy as sa
+from fastapi import APIRouter
+from fastapi.responses import PlainTextResponse
+
+from gateway import answers
+from gateway.auth import Principal
+from gateway.state import Caller, GatewayState
+
+router = APIRouter(prefix="/v1", tags=["Answers"])
+
+
+def _visible(connection: sa.Connection, request_id: str, principal: Principal) -> answers.AnswerRow:
+    """The answer, if it is the caller's own or the reader is the operator."""
+    principal.require("caller", "operator")
+    return answers.find(connection, request_id, principal.subject if principal.role == "caller" else None)
+
+
+@router.get("/attributions/{request_id}")
+async def attribution(request_id: str, gateway: GatewayState, caller: Caller) -> dict[str, Any]:
+    """The attribution object of an answer."""
+    row = await gateway.transactions.read(lambda c: _visible(c, request_id, caller))
+    found: dict[str, Any] = orjson.loads(row.attribution)
+    return found
+
+
+@router.get("/receipts/{request_id}", response_class=PlainTextResponse)
+async def receipt(request_id: str, gateway: GatewayState, caller: Caller) -> PlainTextResponse:
+    """Offline proof that the answer's newest entry is in the log: its attribution, or its usage until then."""
+
+    def prove(connection: sa.Connection) -> str:
+        row = _visible(connection, request_id, caller)
+        index = row.usage_index if row.record_index is None else row.record_index
+        return gateway.log.receipt(connection, index)
+
+    return PlainTextResponse(await gateway.transactions.read(prove))

@@ -1,0 +1,75 @@
+"""What a contributor reads: earnings, entries, statements. Another contributor's are as if they did not exist."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Response
+from fastapi.responses import JSONResponse
+
+from gateway.auth import Principal
+from gateway.errors import NotFoundError
+from gateway.registry import RegistryError
+from gateway.state import Caller, Gateway, GatewayState
+from metering import Grouping, earnings, entries, statement
+
+router = APIRouter(prefix="/v1/contributors/{contributor}", tags=["Contributors"])
+
+
+async def _readable(gateway: Gateway, contributor: str, principal: Principal) -> str:
+    """The contributor's id, `me` resolved, if the key may read it."""
+    principal.require("contributor", "operator")
+    own = principal.subject if principal.role == "contributor" else None
+    if contributor == "me" and own is not None:
+        return own
+    if own is not None and contributor != own:
+        raise NotFoundError(f"there is no contributor {contributor!r} that this key may see")
+    try:
+        found = await gateway.transactions.read(lambda c: gateway.registry.contributor(c, contributor))
+    except RegistryError:
+        raise NotFoundError(f"there is no contributor {contributor!r}") from None
+    return found.id
+
+
+@router.get("/earnings")
+async def read_earnings(
+    contributor: str,
+    gateway: GatewayState,
+    principal: Caller,
+    period: Annotated[str | None, Query(description="a month in UTC, YYYY-MM; absent, ever")] = None,
+    group_by: Annotated[Grouping | None, Query()] = None,
+) -> dict[str, Any]:
+    """What a contributor earned, and by what."""
+    who = await _readable(gateway, contributor, principal)
+    return (await gateway.transactions.read(lambda c: earnings(c, who, period, group_by))).as_json()
+
+
+@router.get("/entries")
+async def read_entries(
+    contributor: str,
+    gateway: GatewayState,
+    principal: Caller,
+    after: Annotated[str | None, Query(description="the next_after of the page before")] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> dict[str, Any]:
+    """A contributor's postings, newest last, each with its log index."""
+    who = await _readable(gateway, contributor, principal)
+    return (await gateway.transactions.read(lambda c: entries(c, who, after, limit))).as_json()
+
+
+@router.get("/statements/{period}")
+async def read_statement(
+    contributor: str,
+    period: str,
+    gateway: GatewayState,
+    principal: Caller,
+    accept: Annotated[str, Header()] = "application/json",
+) -> Response:
+    """A contributor's account statement for a month: JSON, or CSV with `Accept: text/csv`."""
+    who = await _readable(gateway, contributor, principal)
+    found = await gateway.transactions.read(lambda c: statement(c, who, period))
+    if "text/csv" in accept:
+        name = f"{who}-{period}.csv"
+        headers = {"content-disposition": f'attachment; filename="{name}"'}
+        return Response(found.as_csv(), media_type="text/csv", headers=headers)
+    return JSONResponse(found.as_json())

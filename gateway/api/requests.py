@@ -1,0 +1,153 @@
+"""OpenAI's request bodies as this gateway takes them: read once, bounded, strictly typed.
+
+A field that is not listed is refused rather than ignored, so that nobody pays for an answer that quietly left out what
+they asked for.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import orjson
+from fastapi import Request
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError, model_validator
+
+from gateway.errors import BadRequestError
+
+Body = TypeVar("Body", bound=BaseModel)
+Ignored = Any
+
+TEXT_MAX = 1_000_000
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class TextPart(_Body):
+    """The only content part an engine without eyes can read."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(_Body):
+    """One turn; content is a string or text parts."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[str, Field(max_length=TEXT_MAX)] | list[TextPart]
+    name: str | None = None
+
+    def text(self) -> str:
+        """The content as one string."""
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class StreamOptions(_Body):
+    """What a stream adds."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class AttributionOptions(_Body):
+    """When the attribution is worked out: after the answer, or before the last byte of it."""
+
+    mode: Literal["async", "inline"] | None = None
+
+
+class _Generation(_Body):
+    model: str
+    max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    stop: str | Annotated[list[str], Field(max_length=4)] | None = None
+    seed: StrictInt | None = None
+    n: Literal[1] | None = None
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    presence_penalty: Literal[0] | None = None
+    frequency_penalty: Literal[0] | None = None
+    attribution: AttributionOptions = AttributionOptions()
+    # Taken so that clients which send them work; they change nothing about an answer.
+    user: Ignored = None
+    metadata: Ignored = None
+    store: Literal[False] | None = None
+    service_tier: Ignored = None
+    safety_identifier: Ignored = None
+    prompt_cache_key: Ignored = None
+
+    @model_validator(mode="after")
+    def _stream_options_need_a_stream(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options needs stream to be true")
+        return self
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings, empty ones left out."""
+        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return tuple(stop for stop in stops if stop)
+
+
+class ChatRequest(_Generation):
+    """The body of /v1/chat/completions."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1024)]
+    max_completion_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
+    corpora: list[str] | None = Field(default=None, description="of the served model's corpora, those to search")
+    top_k: Annotated[StrictInt, Field(ge=1, le=32)] | None = Field(default=None, description="passages to read")
+
+
+class CompletionRequest(_Generation):
+    """The body of /v1/completions; one prompt, as text."""
+
+    prompt: Annotated[str, Field(min_length=1, max_length=TEXT_MAX)]
+
+
+class EmbeddingRequest(_Body):
+    """The body of /v1/embeddings."""
+
+    model: str
+    input: (
+        Annotated[str, Field(min_length=1, max_length=TEXT_MAX)]
+        | Annotated[list[Annotated[str, Field(min_length=1, max_length=TEXT_MAX)]], Field(min_length=1, max_length=256)]
+    )
+    encoding_format: Literal["float", "base64"] = "float"
+    user: Ignored = None
+
+    @property
+    def texts(self) -> list[str]:
+        """The inputs as a list."""
+        return [self.input] if isinstance(self.input, str) else self.input
+
+
+async def read_body(request: Request, kind: type[Body], limit_bytes: int) -> Body:
+    """Parse a request body; raises BadRequestError that names the field."""
+    chunks, size = [], 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > limit_bytes:
+            raise BadRequestError(f"the body is over {limit_bytes} bytes, the most this gateway reads", status=413)
+        chunks.append(chunk)
+    try:
+        document = orjson.loads(b"".join(chunks))
+    except orjson.JSONDecodeError as error:
+        raise BadRequestError(f"the body is not JSON: {error}") from None
+    try:
+        return kind.model_validate(document)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        param = ".".join(str(part) for part in fault["loc"]) or None
+        unknown = fault["type"] == "extra_forbidden"
+        message = "this field is not supported here" if unknown else fault["msg"].removeprefix("Value error, ")
+        code = "unsupported_parameter" if unknown else None
+        raise BadRequestError(f"{param}: {message}" if param else message, param, code) from None
+
+
+def encode_vector(vector: Any, encoding_format: str) -> list[float] | str:
+    """A float32 vector as the client asked for it: numbers, or base64 of little-endian bytes."""
+    if encoding_format == "base64":
+        return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+    return [float(x) for x in vector]

@@ -1,0 +1,165 @@
+"""Where the gateway's objects are built, and nowhere else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
+
+import sqlalchemy as sa
+import structlog
+from fastapi import FastAPI
+
+import attribution
+from gateway import answers, errors
+from gateway.api import answers as answer_routes
+from gateway.api import contributors, openai, operations, transparency
+from gateway.catalogue import Catalogue, publish
+from gateway.database import Database
+from gateway.embeddings import Embeddings
+from gateway.engines import AdapterFiles, Engine
+from gateway.metrics import LedgerState, Metrics
+from gateway.observe import Observed
+from gateway.pipeline import Pipeline
+from gateway.registry import Registry, RegistryError
+from gateway.settings import Settings
+from gateway.state import Gateway
+from gateway.transactions import Transactions
+from ledger_client import Log, Signer
+from metering import Books, Committer
+from retrieval import Embedder, MiniLM, Retriever
+
+log = structlog.get_logger(__name__)
+
+MakeEngine = Callable[[Settings], Engine]
+MakeEmbedder = Callable[[Settings], Embedder]
+
+
+def make_engine(settings: Settings) -> Engine:
+    """The engine that the settings name."""
+    # These import PyTorch, which a gateway in front of other engines does not have.
+    from gateway.engines.embedded import EmbeddedEngine  # noqa: PLC0415
+    from gateway.engines.weights import base_model_directory  # noqa: PLC0415
+
+    chosen = settings.engine
+    return EmbeddedEngine.open(
+        chosen.model or base_model_directory(),
+        base_model=chosen.name,
+        context_tokens=chosen.context_tokens,
+        dtype=chosen.dtype,
+        device=chosen.device,
+        threads=chosen.threads,
+    )
+
+
+def make_embedder(_settings: Settings) -> Embedder:
+    """The embedder that the settings name."""
+    return MiniLM()
+
+
+@asynccontextmanager
+async def open_gateway(
+    settings: Settings, *, engine: MakeEngine = make_engine, embedder: MakeEmbedder = make_embedder
+) -> AsyncIterator[Gateway]:
+    """Build every object, recover what a crash left, load the adapters, and take it all down again in order."""
+    database = Database(settings.database.url)
+    database.require_current_schema()
+    signer = Signer.load(settings.log.signing_key_file)
+    ledger = Log(signer)
+    books = Books(ledger, settings.server.id, lambda: datetime.now(UTC))
+    registry = Registry(ledger)
+    committer = Committer(database.write, ledger.seal)
+    try:
+        with database.read() as connection:
+            signer.verifier.open(ledger.checkpoint(connection))  # another key or origin must not sign on
+        await asyncio.wrap_future(committer.submit(lambda c: _void_what_a_crash_left(c, books)))
+        catalogue = await asyncio.wrap_future(committer.submit(lambda c: publish(c, settings, registry, books)))
+        running = await asyncio.to_thread(engine, settings)
+        metrics = Metrics(lambda: _ledger_state(database, ledger, books, running))
+        await _load_adapters(running, catalogue, metrics)
+        embedding = embedder(settings)
+        retriever = Retriever(settings.retrieval.index_file, embedding)
+        transactions = Transactions(database, committer, metrics)
+        pipeline = Pipeline(
+            transactions=transactions,
+            books=books,
+            registry=registry,
+            catalogue=catalogue,
+            retriever=retriever,
+            engine=running,
+            metrics=metrics,
+            estimator=attribution.ESTIMATORS[settings.attribution.estimator],
+        )
+        worker = asyncio.create_task(pipeline.work())
+        try:
+            yield Gateway(
+                settings=settings,
+                transactions=transactions,
+                signer=signer,
+                log=ledger,
+                books=books,
+                registry=registry,
+                catalogue=catalogue,
+                engine=running,
+                metrics=metrics,
+                pipeline=pipeline,
+                embeddings=Embeddings(transactions=transactions, books=books, embedder=embedding, metrics=metrics),
+            )
+        finally:
+            worker.cancel()
+            with suppress(asyncio.CancelledError):
+                await worker
+            await pipeline.close()
+            await running.close()
+    finally:
+        committer.close()
+        database.close()
+
+
+def create_app(
+    settings: Settings, *, engine: MakeEngine = make_engine, embedder: MakeEmbedder = make_embedder
+) -> FastAPI:
+    """The ASGI application. It serves once its lifespan has begun."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with open_gateway(settings, engine=engine, embedder=embedder) as gateway:
+            app.state.gateway = gateway
+            log.info("ready", models=[model.name for model in gateway.catalogue], log_key=gateway.signer.verifier_key)
+            yield
+
+    app = FastAPI(title="Tributary", version="0.1.0", lifespan=lifespan)
+    errors.install(app)
+    for routes in (openai, answer_routes, contributors, transparency, operations):
+        app.include_router(routes.router)
+    app.add_middleware(Observed)
+    return app
+
+
+def _void_what_a_crash_left(connection: sa.Connection, books: Books) -> None:
+    """End every request that an earlier process of this gateway admitted and did not live to charge."""
+    for intent in books.open_intents(connection):
+        books.void(connection, intent, "the gateway stopped before the answer was metered")
+
+
+async def _load_adapters(engine: Engine, catalogue: Catalogue, metrics: Metrics) -> None:
+    for adapter in {model.adapter.name: model.adapter for model in catalogue if model.adapter}.values():
+        files = AdapterFiles.read(adapter.path)
+        if files.digest != adapter.digest:
+            raise RegistryError(
+                f"the files of adapter {adapter.name!r} in {adapter.path} are not those that were registered; "
+                "register them as a new version with `tributary adapter add`"
+            )
+        await engine.load(files)
+        metrics.adapter_loads.inc()
+
+
+def _ledger_state(database: Database, ledger: Log, books: Books, engine: Engine) -> LedgerState:
+    with database.read() as connection:
+        return LedgerState(
+            log_entries=ledger.size(connection),
+            open_intents=len(books.open_intents(connection)),
+            attribution_backlog=answers.backlog(connection),
+            adapters_resident=len(engine.resident()),
+        )

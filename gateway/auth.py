@@ -1,0 +1,113 @@
+"""API keys: shown once, stored as a digest, one role each.
+
+A key holds 256 random bits, so a plain SHA-256 of it is as strong as a slow hash and costs a request nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import sqlalchemy as sa
+
+from gateway.identifiers import new_id, now
+from gateway.tables import api_key
+
+Role = Literal["caller", "contributor", "operator", "auditor"]
+ROLES: tuple[Role, ...] = get_args(Role)
+
+
+class KeyRefusedError(Exception):
+    """The key is missing, unknown or revoked."""
+
+
+class RoleRefusedError(Exception):
+    """The key is good but may not do this."""
+
+
+class UnknownKeyError(LookupError):
+    """There is no key with this id or name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Principal:
+    """Who a key speaks for: a caller's account, a contributor's id, or the operator."""
+
+    key_id: str
+    role: Role
+    subject: str
+    name: str
+
+    def require(self, *roles: Role) -> None:
+        """Raise RoleRefusedError unless the key has one of the roles."""
+        if self.role not in roles:
+            raise RoleRefusedError(f"this needs a key with role {' or '.join(roles)}; yours has role {self.role}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewKey:
+    """A key as it is shown, once."""
+
+    principal: Principal
+    secret: str
+
+
+def create_key(connection: sa.Connection, *, role: Role, name: str, contributor: str | None = None) -> NewKey:
+    """Make a key; a caller's key gets an opaque account of its own, a contributor's names the contributor."""
+    secret = f"trib-{role}-{secrets.token_urlsafe(32)}"
+    subject = {"caller": f"caller:{new_id('acct')}", "contributor": contributor or "", "operator": "operator"}.get(
+        role, role
+    )
+    principal = Principal(key_id=new_id("key"), role=role, subject=subject, name=name)
+    connection.execute(
+        sa.insert(api_key).values(
+            id=principal.key_id, digest=_digest(secret), role=role, subject=subject, name=name, created_at=now()
+        )
+    )
+    return NewKey(principal=principal, secret=secret)
+
+
+def authenticate(connection: sa.Connection, authorization: str | None) -> Principal:
+    """The principal of an `Authorization: Bearer` header; raises KeyRefusedError."""
+    scheme, _, secret = (authorization or "").partition(" ")
+    if scheme.lower() != "bearer" or not secret:
+        raise KeyRefusedError("no API key given; send it as `Authorization: Bearer <key>`")
+    row = connection.execute(sa.select(api_key).where(api_key.c.digest == _digest(secret.strip()))).one_or_none()
+    if row is None:
+        raise KeyRefusedError("this API key is not known here; check it, or ask the operator for one")
+    if row.revoked_at is not None:
+        raise KeyRefusedError(f"this API key was revoked on {row.revoked_at[:10]}; ask the operator for another")
+    return _principal(row)
+
+
+def find_key(connection: sa.Connection, name_or_id: str) -> Principal:
+    """The one key with this id or name that is not revoked; raises UnknownKeyError."""
+    named = sa.or_(api_key.c.id == name_or_id, api_key.c.name == name_or_id)
+    rows = connection.execute(sa.select(api_key).where(named, api_key.c.revoked_at.is_(None))).all()
+    if len(rows) != 1:
+        problem = "there is no key" if not rows else f"{len(rows)} keys share the name; use an id instead of"
+        raise UnknownKeyError(f"{problem} {name_or_id!r}; `tributary key list` shows them")
+    return _principal(rows[0])
+
+
+def list_keys(connection: sa.Connection) -> list[sa.Row[tuple[object, ...]]]:
+    """Every key, oldest first, without its digest."""
+    columns = [column for column in api_key.c if column.name != "digest"]
+    return list(connection.execute(sa.select(*columns).order_by(api_key.c.created_at, api_key.c.id)))
+
+
+def revoke_key(connection: sa.Connection, name_or_id: str) -> Principal:
+    """Make a key useless from now on."""
+    principal = find_key(connection, name_or_id)
+    connection.execute(sa.update(api_key).where(api_key.c.id == principal.key_id).values(revoked_at=now()))
+    return principal
+
+
+def _principal(row: sa.Row[tuple[object, ...]]) -> Principal:
+    return Principal(key_id=row.id, role=row.role, subject=row.subject, name=row.name)
+
+
+def _digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()

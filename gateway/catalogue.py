@@ -1,0 +1,109 @@
+"""What a client may name in `model`, resolved once at start-up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from gateway.registry import Adapter, Registry, RegistryError
+from gateway.settings import ModelSection, Settings
+from metering import Books, Price, SplitPolicy
+
+
+class UnknownModelError(LookupError):
+    """The caller named a model that is not served."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """A base model, perhaps an adapter, corpora, a price and a policy, with the log entries that date them."""
+
+    name: str
+    kind: str
+    base: str
+    adapter: Adapter | None
+    corpora: tuple[str, ...]
+    top_k: int
+    instruction: str
+    description: str
+    price: Price
+    price_index: int
+    policy: SplitPolicy
+    policy_index: int
+
+    @property
+    def adapter_name(self) -> str | None:
+        """The registered name of the adapter."""
+        return self.adapter.name if self.adapter else None
+
+    @property
+    def resident_adapter(self) -> str | None:
+        """The name under which an engine holds the adapter."""
+        return self.adapter.resident_name if self.adapter else None
+
+    @property
+    def adapter_index(self) -> int | None:
+        """The log index of the adapter's registration."""
+        return self.adapter.log_index if self.adapter else None
+
+
+class Catalogue:
+    """The served models of one gateway, in the order of the configuration."""
+
+    def __init__(self, models: list[ServedModel]) -> None:
+        self._models = {model.name: model for model in models}
+
+    def __iter__(self) -> Iterator[ServedModel]:
+        return iter(self._models.values())
+
+    def find(self, name: str, kind: str | None = None) -> ServedModel:
+        """The served model of that name, and of that kind if one is given; raises UnknownModelError listing them."""
+        model = self._models.get(name)
+        if model is None or kind not in (None, model.kind):
+            wanted = f"{kind} model" if kind else "model"
+            names = ", ".join(repr(model.name) for model in self if kind in (None, model.kind)) or "none"
+            raise UnknownModelError(f"there is no {wanted} {name!r} here; there are: {names}")
+        return model
+
+
+def publish(connection: sa.Connection, settings: Settings, registry: Registry, books: Books) -> Catalogue:
+    """Resolve every configured model and date its price and policy in the log.
+
+    Raises RegistryError when a model names an adapter that is not registered or was made for another base.
+    """
+    policies = {policy.name: policy for policy in settings.policies}
+    models = []
+    for section in settings.models:
+        price = section.price.parsed()
+        policy = policies[section.policy].parsed(section.base)
+        models.append(
+            ServedModel(
+                name=section.name,
+                kind=section.kind,
+                base=section.base,
+                adapter=_adapter(connection, section, registry),
+                corpora=section.corpora,
+                top_k=section.top_k or settings.retrieval.top_k,
+                instruction=section.instruction,
+                description=section.description,
+                price=price,
+                price_index=books.publish_price(connection, section.name, price),
+                policy=policy,
+                policy_index=books.publish_policy(connection, policy),
+            )
+        )
+    return Catalogue(models)
+
+
+def _adapter(connection: sa.Connection, section: ModelSection, registry: Registry) -> Adapter | None:
+    if section.adapter is None:
+        return None
+    adapter = registry.adapter(connection, section.adapter)
+    if adapter.base_model != section.base:
+        raise RegistryError(
+            f"model {section.name!r} puts adapter {adapter.name!r} on base {section.base!r}, "
+            f"but it was made for {adapter.base_model!r}"
+        )
+    return adapter

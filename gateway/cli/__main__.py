@@ -1,0 +1,6 @@
+"""`python -m gateway.cli` is `tributary`."""
+
+from gateway.cli.main import main
+
+if __name__ == "__main__":
+    main()

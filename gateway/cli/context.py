@@ -1,0 +1,98 @@
+"""What every command needs: the settings, the books behind them, and a way to print for people or for programs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import sqlalchemy as sa
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from gateway.database import Database
+from gateway.registry import Registry
+from gateway.settings import Settings, load
+from ledger_client import Log, Signer
+from metering import Books
+
+# Where nobody watches, nothing is cut to the width of a screen.
+WIDE = None if sys.stdout.isatty() else 240
+out = Console(highlight=False, soft_wrap=True, width=WIDE)
+err = Console(stderr=True, highlight=False)
+
+ConfigOption = Annotated[
+    Path, typer.Option("--config", "-c", envvar="TRIBUTARY_CONFIG", help="The configuration file.", show_default=True)
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+DEFAULT_CONFIG = Path("tributary.toml")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Office:
+    """The settings and the books, for commands that work beside a running gateway or without one."""
+
+    settings: Settings
+    database: Database
+    signer: Signer
+    log: Log
+    books: Books
+    registry: Registry
+
+    @contextmanager
+    def write(self) -> Iterator[sa.Connection]:
+        """A write transaction; what it appended to the log is sealed before it commits."""
+        with self.database.write() as connection:
+            yield connection
+            self.log.seal(connection)
+
+
+@contextmanager
+def office(config: Path) -> Iterator[Office]:
+    """Open the books that a configuration file names."""
+    settings = load(config)
+    database = Database(settings.database.url)
+    try:
+        database.require_current_schema()
+        signer = Signer.load(settings.log.signing_key_file)
+        log = Log(signer)
+        yield Office(
+            settings=settings,
+            database=database,
+            signer=signer,
+            log=log,
+            books=Books(log, settings.server.id, lambda: datetime.now(UTC)),
+            registry=Registry(log),
+        )
+    finally:
+        database.close()
+
+
+def print_json(value: object) -> None:
+    """Print one JSON document."""
+    typer.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool, title: str = "") -> None:
+    """Print records as a table of the named columns, or all of each record as JSON."""
+    if as_json:
+        print_json(list(rows))
+        return
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column.replace("_", " "), justify="right" if column.endswith(("nano", "usd")) else "left")
+    for row in rows:
+        table.add_row(*("" if row[column] is None else str(row[column]) for column in columns))
+    out.print(table)
+
+
+def usd(amount_nano: int) -> str:
+    """Nano-USD as dollars, every decimal kept."""
+    return f"{Decimal(amount_nano).scaleb(-9):f}"

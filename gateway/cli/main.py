@@ -1,0 +1,75 @@
+"""The command's root: every group of commands, and errors told in one line."""
+
+from __future__ import annotations
+
+import sys
+
+import httpx
+import typer
+
+from gateway.answers import UnknownRequestError
+from gateway.auth import UnknownKeyError
+from gateway.cli import asking, material, people, proofs, reading, server
+from gateway.cli.context import err
+from gateway.cli.demo import DemoError, demo
+from gateway.database import DatabaseError
+from gateway.engines import EngineError
+from gateway.engines.weights import WeightsError
+from gateway.registry import RegistryError
+from gateway.settings import SettingsError
+from ledger_client import CheckpointError, KeyFileError
+from metering import MeteringError
+from retrieval import DocumentError, EmbedderError, EmbedderMismatchError
+
+EXPECTED = (
+    CheckpointError,
+    DatabaseError,
+    DemoError,
+    DocumentError,
+    EmbedderError,
+    EmbedderMismatchError,
+    EngineError,
+    KeyFileError,
+    MeteringError,
+    RegistryError,
+    asking.RefusedError,
+    SettingsError,
+    UnknownKeyError,
+    UnknownRequestError,
+    WeightsError,
+    httpx.TransportError,
+)
+
+app = typer.Typer(
+    name="tributary",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="An inference gateway that attributes every answer and pays the people behind it.",
+)
+app.command()(server.init)
+app.command()(server.serve)
+app.command()(server.migrate)
+app.command()(demo)
+app.command("fsck")(proofs.run_fsck)
+app.command()(material.ingest)
+app.command()(asking.ask)
+app.command()(reading.earnings)
+app.command()(reading.statement)
+app.command()(proofs.receipt)
+app.command()(proofs.verify)
+app.command("log-key")(proofs.log_key)
+app.add_typer(server.configuration, name="config")
+app.add_typer(people.contributors, name="contributor")
+app.add_typer(people.keys, name="key")
+app.add_typer(material.documents, name="document")
+app.add_typer(material.adapters, name="adapter")
+app.add_typer(reading.attributions, name="attribution")
+
+
+def main() -> None:
+    """Run the command; an error that a person can mend is one line, and exit code 1."""
+    try:
+        app()
+    except EXPECTED as error:
+        err.print(f"[red]error:[/red] {error}", soft_wrap=True)
+        sys.exit(1)

@@ -1,0 +1,97 @@
+"""Receipts and checks: what an auditor runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from gateway import answers
+from gateway.cli.context import DEFAULT_CONFIG, ConfigOption, JsonOption, err, office, out, print_json
+from gateway.settings import load
+from ledger_client import Line, Signer, Verifier, fsck, fsck_derived, verify_receipt
+from metering import balances, open_intents
+
+
+def receipt(
+    request_id: str,
+    output: Annotated[Path | None, typer.Option("--out", "-o", help="Write to a file instead of printing.")] = None,
+    config: ConfigOption = DEFAULT_CONFIG,
+) -> None:
+    """The proof that an answer's newest entry is in the log; it verifies offline."""
+    with office(config) as o, o.database.read() as connection:
+        row = answers.find(connection, request_id)
+        text = o.log.receipt(connection, row.usage_index if row.record_index is None else row.record_index)
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        output.write_text(text, encoding="utf-8")
+        out.print(f"receipt of {request_id} in {output}")
+
+
+def log_key(config: ConfigOption = DEFAULT_CONFIG) -> None:
+    """The log's verifier key: all that a receipt is checked with."""
+    typer.echo(Signer.load(load(config).log.signing_key_file).verifier_key)
+
+
+def verify(
+    file: Annotated[Path, typer.Argument(help="A receipt.", exists=True, dir_okay=False)],
+    key: Annotated[str | None, typer.Option(envvar="TRIBUTARY_LOG_KEY", help="The log's verifier key.")] = None,
+    claim: Annotated[
+        str | None, typer.Option(metavar="ACCOUNT=NANO", help="Check also that the split gives an account this much.")
+    ] = None,
+    config: ConfigOption = DEFAULT_CONFIG,
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a receipt offline, with the log's verifier key alone. Without --key, the configured log's key is used."""
+    if key is None and not config.exists():
+        raise typer.BadParameter("give the log's verifier key with --key; the operator publishes it at /log/key")
+    verifier = Verifier.parse(key) if key else Signer.load(load(config).log.signing_key_file).verifier
+    verified = verify_receipt(file.read_bytes(), verifier, claim=_line(claim) if claim else None)
+    if as_json:
+        print_json({"ok": verified.ok, "index": verified.index, "steps": [vars(step) for step in verified.steps]})
+    else:
+        for step in verified.steps:
+            mark = "[green]ok[/green]  " if step.ok else "[red]FAIL[/red]"
+            out.print(f"  {mark} ({step.number}) {step.name}: {step.detail}")
+        if verified.ok:
+            out.print(f"[bold green]receipt verified[/bold green]: log index {verified.index}")
+        else:
+            out.print("[bold red]receipt NOT verified[/bold red]")
+    raise typer.Exit(0 if verified.ok else 1)
+
+
+def _line(claim: str) -> Line:
+    account, _, amount = claim.rpartition("=")
+    if not account or not re.fullmatch("0|[1-9][0-9]{0,18}", amount):
+        raise typer.BadParameter(f"{claim!r} is not of the form contributor:someone=1200", param_hint="--claim")
+    return Line(account=account, amount_nano=int(amount))
+
+
+def run_fsck(config: ConfigOption = DEFAULT_CONFIG, *, as_json: JsonOption = False) -> None:
+    """Check every invariant from the stored bytes: entries, tree, checkpoints, postings, balances."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed}"), TimeElapsedColumn())
+    with office(config) as o, o.database.read() as connection, Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task("entries checked")
+        findings = fsck(
+            o.log.entries(connection),
+            o.log.checkpoints(connection),
+            dict(balances(connection)),
+            o.signer.verifier,
+            open_intents={(intent.gateway, intent.gateway_seq) for intent in open_intents(connection)},
+            progress=lambda done: bar.update(task, completed=done),
+        )
+        findings += fsck_derived(connection)
+        size = o.log.size(connection)
+    if as_json:
+        print_json({"ok": not findings, "entries": size, "findings": [vars(finding) for finding in findings]})
+    else:
+        for finding in findings:
+            where = "" if finding.log_index is None else f" at log index {finding.log_index}"
+            out.print(f"[red]{finding.invariant}[/red]{where}: {finding.message}")
+        out.print(f"fsck: ok, {size} entries" if not findings else f"fsck: {len(findings)} findings")
+    raise typer.Exit(1 if findings else 0)

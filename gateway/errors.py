@@ -1,0 +1,114 @@
+"""Every error a client can meet, in OpenAI's shape, with its status decided in one table.
+
+An exception that is not in the table is our fault: the client gets a 500 with the request id, the log gets the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from gateway.answers import UnknownRequestError
+from gateway.auth import KeyRefusedError, RoleRefusedError
+from gateway.catalogue import UnknownModelError
+from gateway.engines import EngineUnavailable, PromptTooLong
+from ledger_client import EntryConflict
+from metering import CommitError, InsufficientCredit, MeteringError
+
+log = structlog.get_logger(__name__)
+
+INVALID_REQUEST = "invalid_request_error"
+
+
+class BadRequestError(ValueError):
+    """The request cannot be understood; param names the field, where one is at fault."""
+
+    def __init__(self, message: str, param: str | None = None, code: str | None = None, status: int = 400) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+        self.status = status
+
+
+class NotFoundError(LookupError):
+    """There is nothing at this address."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """How an exception is told to a client."""
+
+    status: int
+    type: str
+    code: str | None = None
+    param: str | None = None
+
+
+TABLE: dict[type[Exception], Reply] = {
+    KeyRefusedError: Reply(status=401, type="authentication_error", code="invalid_api_key"),
+    RoleRefusedError: Reply(status=403, type="permission_error", code="role_not_allowed"),
+    InsufficientCredit: Reply(status=402, type="insufficient_quota", code="insufficient_quota"),
+    UnknownModelError: Reply(status=404, type=INVALID_REQUEST, code="model_not_found", param="model"),
+    UnknownRequestError: Reply(status=404, type=INVALID_REQUEST, code="request_not_found"),
+    NotFoundError: Reply(status=404, type=INVALID_REQUEST, code="not_found"),
+    PromptTooLong: Reply(status=400, type=INVALID_REQUEST, code="context_length_exceeded", param="messages"),
+    MeteringError: Reply(status=400, type=INVALID_REQUEST),
+    EntryConflict: Reply(status=409, type=INVALID_REQUEST, code="idempotency_conflict"),
+    EngineUnavailable: Reply(status=503, type="service_unavailable", code="engine_unavailable"),
+    CommitError: Reply(status=503, type="service_unavailable", code="ledger_unavailable"),
+}
+
+
+def body_of(error: BaseException) -> tuple[int, dict[str, object]]:
+    """The status and the body for an exception."""
+    if isinstance(error, BadRequestError):
+        reply = Reply(status=error.status, type=INVALID_REQUEST, code=error.code, param=error.param)
+    else:
+        found = next((reply for kind, reply in TABLE.items() if isinstance(error, kind)), None)
+        if found is None:
+            return _shape(
+                Reply(status=500, type="server_error", code="internal_error"), "the gateway failed; it was logged"
+            )
+        reply = found
+    return _shape(reply, str(error))
+
+
+def _shape(reply: Reply, message: str) -> tuple[int, dict[str, object]]:
+    return reply.status, {"error": {"message": message, "type": reply.type, "param": reply.param, "code": reply.code}}
+
+
+def install(app: FastAPI) -> None:
+    """Answer every exception in OpenAI's shape."""
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    for kind in (*TABLE, BadRequestError, Exception):
+        app.add_exception_handler(kind, _ours)
+
+
+async def _ours(_request: Request, error: Exception) -> JSONResponse:
+    status, body = body_of(error)
+    if status == 500:
+        log.error("request_failed", exc_info=error)
+    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
+    return JSONResponse(body, status, headers)
+
+
+async def _invalid(_request: Request, error: Exception) -> JSONResponse:
+    """A query or path parameter of the wrong form."""
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - what it was installed for
+    fault = error.errors()[0]
+    param = str(fault["loc"][-1])
+    status, body = _shape(Reply(status=400, type=INVALID_REQUEST, param=param), f"{param}: {fault['msg']}")
+    return JSONResponse(body, status)
+
+
+async def _http(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)  # noqa: S101 - what it was installed for
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    status, body = _shape(Reply(status=error.status_code, type=INVALID_REQUEST), message)
+    return JSONResponse(body, status, error.headers)

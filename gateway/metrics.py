@@ -1,0 +1,147 @@
+"""What an operator scrapes: OpenTelemetry's GenAI names where one exists, `tributary_*` where none does.
+
+No label is a contributor, a request, a key or a document, so the number of series is bounded by the configuration.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+
+from gateway.catalogue import ServedModel
+from gateway.exchange import Answer
+from metering import Usage
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576)
+RATIOS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerState:
+    """What the database says at the moment of a scrape."""
+
+    log_entries: int
+    open_intents: int
+    attribution_backlog: int
+    adapters_resident: int
+
+
+class Metrics:
+    """Every series of one gateway process, in a registry of its own."""
+
+    def __init__(self, state: Callable[[], LedgerState]) -> None:
+        self.registry = CollectorRegistry()
+        self.request_seconds = self._histogram(
+            "gen_ai_server_request_duration_seconds",
+            "From the request's arrival to its last byte",
+            ("gen_ai_operation_name", "gen_ai_request_model", "status"),
+            SECONDS,
+        )
+        self.first_token_seconds = self._histogram(
+            "gen_ai_server_time_to_first_token_seconds",
+            "From the request's arrival to the first token",
+            ("gen_ai_request_model",),
+            SECONDS,
+        )
+        self.token_seconds = self._histogram(
+            "gen_ai_server_time_per_output_token_seconds",
+            "Between tokens after the first, mean of one answer",
+            ("gen_ai_request_model",),
+            SECONDS,
+        )
+        self.token_usage = self._histogram(
+            "gen_ai_client_token_usage",
+            "Tokens of one answer, by type",
+            ("gen_ai_request_model", "gen_ai_token_type"),
+            TOKENS,
+        )
+        self.attribution_seconds = self._histogram(
+            "tributary_attribution_seconds", "Scoring and recording one attribution", ("estimator",), SECONDS
+        )
+        self.residual_ratio = self._histogram(
+            "tributary_attribution_residual_ratio",
+            "Efficiency residual over surplus, absolute",
+            ("estimator",),
+            RATIOS,
+        )
+        self.commit_seconds = self._histogram(
+            "tributary_ledger_commit_seconds", "One commit as its caller waits for it", ("record",), SECONDS
+        )
+        self.attributions = self._counter("tributary_attributions_total", "Attributions by outcome", ("status",))
+        self.charged_nano = self._counter(
+            "tributary_charge_nano_total", "Charged to callers, nano-USD", ("gen_ai_request_model",)
+        )
+        self.credited_nano = self._counter(
+            "tributary_credit_nano_total", "Credited by splits, nano-USD, by role", ("role",)
+        )
+        self.adapter_loads = self._counter("tributary_adapter_loads_total", "Adapters loaded into the engine", ())
+        self.routing = self._counter(
+            "tributary_routing_decisions_total", "Requests by served model and why", ("gen_ai_request_model", "reason")
+        )
+        self.registry.register(_StateCollector(state))
+
+    def observe_answer(self, answer: Answer) -> None:
+        """Count an answer that was just metered."""
+        model, usage = answer.question.model, answer.usage
+        self.observe_usage(model, usage)
+        if answer.first_token_s is not None:
+            self.first_token_seconds.labels(model.name).observe(answer.first_token_s)
+            if usage.completion_tokens > 1:
+                rest_s = time.monotonic() - answer.started_s - answer.first_token_s
+                self.token_seconds.labels(model.name).observe(rest_s / (usage.completion_tokens - 1))
+
+    def observe_usage(self, model: ServedModel, usage: Usage) -> None:
+        """Count tokens and charge."""
+        self.token_usage.labels(model.name, "input").observe(usage.prompt_tokens)
+        self.token_usage.labels(model.name, "output").observe(usage.completion_tokens)
+        self.charged_nano.labels(model.name).inc(model.price.charge_nano(usage))
+
+    def observe_attribution(self, attributed: Mapping[str, Any], seconds: float) -> None:
+        """Count an attribution object that was just recorded."""
+        estimator = attributed["estimator"]["name"]
+        self.attributions.labels(attributed["status"]).inc()
+        self.attribution_seconds.labels(estimator).observe(seconds)
+        if attributed["surplus_nats"]:
+            ratio = abs(attributed["estimator"]["residual_nats"] / attributed["surplus_nats"])
+            self.residual_ratio.labels(estimator).observe(ratio)
+        for line in attributed["split"]:
+            self.credited_nano.labels(line["role"]).inc(int(line["amount_nano"]))
+
+    def render(self) -> bytes:
+        """The exposition text."""
+        return generate_latest(self.registry)
+
+    def _histogram(self, name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(name, text, labels, registry=self.registry, buckets=buckets)
+
+    def _counter(self, name: str, text: str, labels: tuple[str, ...]) -> Counter:
+        return Counter(name, text, labels, registry=self.registry)
+
+
+class _StateCollector:
+    """Gauges that are read from the database when they are scraped, and so cannot drift from it."""
+
+    def __init__(self, state: Callable[[], LedgerState]) -> None:
+        self._state = state
+
+    def collect(self) -> Iterable[Metric]:
+        state = self._state()
+        yield GaugeMetricFamily("tributary_ledger_entries", "Entries in the log", value=state.log_entries)
+        yield GaugeMetricFamily(
+            "tributary_ledger_open_intents", "Requests admitted and neither charged nor void", value=state.open_intents
+        )
+        yield GaugeMetricFamily(
+            "tributary_attribution_backlog", "Answers that wait for attribution", value=state.attribution_backlog
+        )
+        yield GaugeMetricFamily(
+            "tributary_adapters_resident", "Adapters the engine holds", value=state.adapters_resident
+        )
+
+    def describe(self) -> Iterable[Metric]:
+        return []

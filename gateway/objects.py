@@ -1,0 +1,162 @@
+"""What an attribution looks like to each of its readers: the client's object, the split's players, the log's record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gateway.answers import GroundedPassage, SealedInputs
+from gateway.catalogue import ServedModel
+from gateway.scoring import Scored, table_digest
+from metering import (
+    AdapterTerms,
+    AttributedPlayer,
+    AttributionRecord,
+    DocumentTerms,
+    EstimatorRun,
+    PlayerShare,
+    SplitLine,
+    UsageRecord,
+)
+
+
+def pending_object(request_id: str, usage: UsageRecord) -> dict[str, Any]:
+    """The attribution object of an answer that is metered and not yet attributed."""
+    return {
+        "id": request_id,
+        "status": "pending",
+        "url": f"/v1/attributions/{request_id}",
+        "served_model": usage.served_model,
+        "base_model": usage.base_model,
+        "adapter": usage.adapter,
+        "usage": {
+            "prompt_tokens": usage.usage.prompt_tokens,
+            "completion_tokens": usage.usage.completion_tokens,
+        },
+        "charge_nano": str(usage.charge_nano),
+    }
+
+
+def failed_object(current: Mapping[str, Any], reason: str) -> dict[str, Any]:
+    """The attribution object of an answer whose attribution was given up."""
+    return {**current, "status": "failed", "reason": reason}
+
+
+def player_shares(inputs: SealedInputs, model: ServedModel, scored: Scored | None) -> list[PlayerShare]:
+    """Who is credited how much of the pool, and by which terms inside each player."""
+    if scored is None:
+        return []
+    documents = _documents(inputs)
+    shares = []
+    for player, ppm in zip(scored.explanation.plan.players, scored.explanation.shares_ppm, strict=True):
+        terms: AdapterTerms | DocumentTerms
+        if player.kind == "document":
+            terms = DocumentTerms(owner=documents[player.id].owner)
+        else:
+            assert model.adapter is not None  # noqa: S101 - an adapter plays only where the model has one
+            terms = AdapterTerms(developer=model.adapter.developer, datasets=model.adapter.datasets)
+        shares.append(PlayerShare(id=player.id, share_ppm=ppm, terms=terms))
+    return shares
+
+
+def attribution_record(
+    request_id: str,
+    inputs: SealedInputs,
+    model: ServedModel,
+    scored: Scored | None,
+    lines: Sequence[SplitLine],
+    document_indexes: Mapping[str, int],
+) -> AttributionRecord:
+    """The log's record. Where there was nothing to score, its reason says so and the residual account has the pool."""
+    players = [] if scored is None else _players(inputs, model, scored)
+    explanation = scored and scored.explanation
+    return AttributionRecord(
+        request_id=request_id,
+        policy_index=model.policy_index,
+        adapter_index=model.adapter_index,
+        document_indexes=document_indexes,
+        estimator=_run(scored),
+        surplus_nats=explanation.surplus_nats if explanation else 0.0,
+        players=tuple(
+            AttributedPlayer(**{key: player[key] for key in AttributedPlayer.__dataclass_fields__})
+            for player in players
+        ),
+        split=tuple(lines),
+        reason=_reason(scored),
+        scores_digest=table_digest([player["token_scores_nats"] for player in players]),
+    )
+
+
+def attributed_object(
+    current: Mapping[str, Any],
+    inputs: SealedInputs,
+    model: ServedModel,
+    scored: Scored | None,
+    lines: Sequence[SplitLine],
+    log_index: int,
+) -> dict[str, Any]:
+    """The attribution object of an answer whose record is in the log."""
+    return {
+        **current,
+        "status": "not_applicable" if scored is None else "attributed",
+        "surplus_nats": round(scored.explanation.surplus_nats, 6) if scored else 0.0,
+        "players": [] if scored is None else _players(inputs, model, scored),
+        "split": [
+            {
+                "account": line.account,
+                "role": line.role,
+                "kind": line.kind,
+                "id": line.item,
+                "amount_nano": str(line.amount_nano),
+            }
+            for line in lines
+        ],
+        "reason": _reason(scored),
+        "estimator": _run(scored).data(),
+        "log_index": log_index,
+    }
+
+
+def _players(inputs: SealedInputs, model: ServedModel, scored: Scored) -> list[dict[str, Any]]:
+    documents = _documents(inputs)
+    explanation = scored.explanation
+    players = []
+    for position, player in enumerate(explanation.plan.players):
+        passage = documents.get(player.id)
+        players.append(
+            {
+                "kind": player.kind,
+                "id": player.id,
+                "title": passage.title if passage else player.id,
+                "contributor": passage.owner if passage else model.adapter and model.adapter.developer,
+                "score_nats": round(float(explanation.scores_nats[position]), 6),
+                "stderr_nats": round(float(explanation.stderr_nats[position]), 6),
+                "share_ppm": explanation.shares_ppm[position],
+                "token_scores_nats": [round(x, 6) for x in explanation.token_scores_nats[position].tolist()],
+            }
+        )
+    return players
+
+
+def _documents(inputs: SealedInputs) -> dict[str, GroundedPassage]:
+    return {passage.document: passage for passage in reversed(inputs.passages)}
+
+
+def _run(scored: Scored | None) -> EstimatorRun:
+    if scored is None:
+        return EstimatorRun(name="none", version="1", evaluations=0, tokens_scored=0, residual_nats=0.0)
+    explanation = scored.explanation
+    return EstimatorRun(
+        name=explanation.plan.estimator.name,
+        version=explanation.plan.estimator.version,
+        evaluations=explanation.evaluations,
+        tokens_scored=scored.tokens_scored,
+        residual_nats=explanation.residual_nats,
+    )
+
+
+def _reason(scored: Scored | None) -> str | None:
+    """Why no contributor is paid, or None when one is."""
+    if scored is None:
+        return "nothing that could be left out took part in this answer"
+    return scored.explanation.unpaid and str(scored.explanation.unpaid)

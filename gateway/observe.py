@@ -1,0 +1,75 @@
+"""Structured logs and request metrics. No header, query or body is ever logged."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from typing import TextIO
+
+import structlog
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+OPERATIONS = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "text_completion",
+    "/v1/embeddings": "embeddings",
+}
+log = structlog.get_logger(__name__)
+
+
+def configure_logging(level: str = "info", stream: TextIO | None = None) -> None:
+    """Log to `stream` (standard error by default): lines for people on a terminal, JSON elsewhere."""
+    stream = stream or sys.stderr
+    renderer = structlog.dev.ConsoleRenderer() if stream.isatty() else structlog.processors.JSONRenderer()
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        logger_factory=structlog.PrintLoggerFactory(stream),
+        cache_logger_on_first_use=True,
+    )
+
+
+class Observed:
+    """ASGI middleware: one log line and one duration a request, from its arrival to its last byte."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on and note how it ended; 499 when the client left before a status was sent."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        structlog.contextvars.clear_contextvars()
+        started_s = time.monotonic()
+        status = 499
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        finally:
+            duration_s = time.monotonic() - started_s
+            if operation := OPERATIONS.get(scope["path"]):
+                model = scope.get("state", {}).get("served_model", "")
+                scope["app"].state.gateway.metrics.request_seconds.labels(operation, model, str(status)).observe(
+                    duration_s
+                )
+            log.info(
+                "request",
+                method=scope["method"],
+                path=scope["path"],
+                status=status,
+                duration_ms=round(duration_s * 1000, 1),
+            )

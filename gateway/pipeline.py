@@ -1,0 +1,289 @@
+"""The life of an answer: route → ground → generate → meter → answer; then attribute → split → record.
+
+`open` does everything that can refuse a request, before a token is generated. From there a task of its own carries the
+answer to its end whatever becomes of the client, so that what was generated is always charged. `attribute` runs off
+the request path, from the sealed inputs alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+import orjson
+import sqlalchemy as sa
+import structlog
+
+import attribution
+from gateway import answers, scoring
+from gateway.answers import AnswerRow, GroundedPassage, SealedInputs, salted_digest
+from gateway.catalogue import Catalogue, ServedModel
+from gateway.engines import Delta, Engine
+from gateway.exchange import Answer, Question
+from gateway.grounding import Message, ground
+from gateway.identifiers import new_id, now
+from gateway.metrics import Metrics
+from gateway.objects import attributed_object, attribution_record, failed_object, pending_object, player_shares
+from gateway.registry import Registry
+from gateway.scoring import Scored
+from gateway.transactions import Transactions
+from metering import Books, Intent, SplitLine, UsageRecord, split
+from retrieval import Retriever
+
+T = TypeVar("T")
+ATTEMPTS_MAX = 3
+RETRY_S = 5.0
+log = structlog.get_logger(__name__)
+
+
+class Pipeline:
+    """Carries answers from a question to a record in the log."""
+
+    def __init__(
+        self,
+        *,
+        transactions: Transactions,
+        books: Books,
+        registry: Registry,
+        catalogue: Catalogue,
+        retriever: Retriever,
+        engine: Engine,
+        metrics: Metrics,
+        estimator: attribution.Estimator,
+    ) -> None:
+        self._transactions = transactions
+        self._books = books
+        self._registry = registry
+        self._catalogue = catalogue
+        self._retriever = retriever
+        self._engine = engine
+        self._metrics = metrics
+        self._estimator = estimator
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._answering: set[Answer] = set()
+        self._attributing: dict[str, asyncio.Task[dict[str, Any]]] = {}
+        self._work_arrived = asyncio.Event()
+
+    # On the request path.
+
+    async def open(self, caller: str, question: Question) -> Answer:
+        """Admit, ground and render; on return the answer is being generated.
+
+        Raises InsufficientCredit, PromptTooLong or EngineUnavailable, with nothing charged.
+        """
+        request_id = new_id("req")
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        maximum_nano = question.model.price.maximum_nano(self._engine.context_tokens)
+        intent = await self._transactions.commit(
+            "intent", lambda c: self._books.admit(c, caller, maximum_nano, request_id)
+        )
+        try:
+            passages = await self._ground(question)
+            prompt_ids = await self._render(question, passages)
+            stream = self._generate(question, prompt_ids)
+        except BaseException as error:
+            await asyncio.shield(self._spawn(self._void(intent, type(error).__name__)))
+            raise
+        answer = Answer(
+            request_id=request_id,
+            caller=caller,
+            question=question,
+            intent=intent,
+            passages=passages,
+            prompt_ids=prompt_ids,
+        )
+        self._answering.add(answer)
+        self._spawn(self._carry(answer, stream))
+        return answer
+
+    async def _ground(self, question: Question) -> tuple[GroundedPassage, ...]:
+        asked = question.asked
+        if asked is None or not question.corpora:
+            return ()
+
+        found = await self._transactions.read(
+            lambda c: self._retriever.search(c, asked, corpora=question.corpora, k=question.top_k)
+        )
+        return tuple(
+            GroundedPassage(document=p.document_id, digest=p.digest, owner=p.owner, title=p.title, text=p.text)
+            for p in found
+        )
+
+    async def _render(self, question: Question, passages: tuple[GroundedPassage, ...]) -> list[int]:
+        if question.prompt is not None:
+            return await self._engine.tokenize(question.prompt)
+        messages: Sequence[Message] = question.messages or ()
+        if question.model.corpora:
+            messages = ground(messages, [passage.source for passage in passages], question.model.instruction)
+        return await self._engine.render(messages)
+
+    def _generate(self, question: Question, prompt_ids: list[int]) -> AsyncGenerator[Delta, None]:
+        return self._engine.generate(prompt_ids, adapter=question.model.resident_adapter, sampling=question.sampling)
+
+    async def _carry(self, answer: Answer, stream: AsyncGenerator[Delta, None]) -> None:
+        """Take what is generated, meter it, and only then let the last byte go."""
+        failure: Exception | None = None
+        try:
+            async with aclosing(stream):
+                async for delta in stream:
+                    answer.take(delta)
+                    if answer.abandoned:
+                        answer.finish_reason = "cancelled"
+                        break
+        except Exception as error:
+            log.warning("generation_failed", error=repr(error))
+            failure = error
+        try:
+            if failure is None or answer.answer_ids:
+                await self._meter(answer)
+            else:
+                await self._void(answer.intent, "engine_error")
+            answer.end(failure)
+        except Exception as error:
+            log.exception("metering_failed")
+            answer.end(error)
+        finally:
+            self._answering.discard(answer)
+
+    async def _meter(self, answer: Answer) -> None:
+        """Commit usage, charge and the attribution job in one transaction; attribute at once where that was asked."""
+        model = answer.question.model
+        salt = secrets.token_bytes(32)
+        usage = UsageRecord(
+            served_model=model.name,
+            base_model=model.base,
+            adapter=model.adapter_name,
+            usage=answer.usage,
+            finish_reason=answer.finish_reason,
+            price=model.price,
+            price_index=model.price_index,
+            prompt_digest=salted_digest(salt, answer.prompt_ids),
+            answer_digest=salted_digest(salt, answer.answer_ids),
+        )
+        inputs = SealedInputs(
+            served_model=model.name,
+            messages=answer.question.messages,
+            prompt_ids=tuple(answer.prompt_ids),
+            passages=answer.passages,
+            answer_ids=tuple(answer.answer_ids),
+        )
+        answer.attribution = pending_object(answer.request_id, usage)
+
+        def commit(connection: sa.Connection) -> None:
+            row = AnswerRow(
+                request_id=answer.request_id,
+                caller=answer.caller,
+                status="pending",
+                created_at=now(),
+                usage_index=self._books.record_usage(connection, answer.intent, usage),
+                record_index=None,
+                attempts=0,
+                salt=salt,
+                inputs=inputs.encode(),
+                attribution=orjson.dumps(answer.attribution),
+            )
+            answers.insert(connection, row)
+
+        await self._transactions.commit("usage", commit)
+        self._metrics.observe_answer(answer)
+        if answer.question.mode == "inline":
+            answer.attribution = await self.attribute(answer.request_id)
+        else:
+            self._work_arrived.set()
+
+    # Off the request path.
+
+    async def attribute(self, request_id: str) -> dict[str, Any]:
+        """Attribute, split and record one metered answer; returns its attribution object. Never done twice."""
+        task = self._attributing.get(request_id)
+        if task is None:
+            task = self._attributing[request_id] = self._spawn(self._attribute(request_id))
+            task.add_done_callback(lambda _: self._attributing.pop(request_id))
+        return await asyncio.shield(task)
+
+    async def _attribute(self, request_id: str) -> dict[str, Any]:
+        row = await self._transactions.read(lambda c: answers.find(c, request_id))
+        current: dict[str, Any] = orjson.loads(row.attribution)
+        if row.status != "pending" or row.inputs is None:
+            return current
+        inputs = SealedInputs.decode(row.inputs)
+        started_s = time.monotonic()
+        try:
+            model = self._catalogue.find(inputs.served_model, "chat")
+            scored = await scoring.explain(self._engine, inputs, model, self._estimator, tie_key=request_id.encode())
+            lines = split(int(current["charge_nano"]), model.policy, player_shares(inputs, model, scored), request_id)
+            finished = await self._transactions.commit(
+                "attribution", lambda c: self._record(c, current, inputs, model, scored, lines)
+            )
+        except Exception as error:
+            return await self._retry_or_fail(request_id, current, error)
+        self._metrics.observe_attribution(finished, time.monotonic() - started_s)
+        return finished
+
+    def _record(
+        self,
+        connection: sa.Connection,
+        current: dict[str, Any],
+        inputs: SealedInputs,
+        model: ServedModel,
+        scored: Scored | None,
+        lines: Sequence[SplitLine],
+    ) -> dict[str, Any]:
+        """Post the split, log the record that it follows from, end the job; returns the attribution object."""
+        request_id = current["id"]
+        documents = {
+            p.document: self._registry.document_index(connection, p.document, p.digest) for p in inputs.passages
+        }
+        record = attribution_record(request_id, inputs, model, scored, lines, documents)
+        index = self._books.record_attribution(connection, record)
+        finished = attributed_object(current, inputs, model, scored, lines, index)
+        answers.finish(connection, request_id, finished["status"], finished, index)
+        return finished
+
+    async def _retry_or_fail(self, request_id: str, current: dict[str, Any], error: Exception) -> dict[str, Any]:
+        """Leave the job in the queue, or after the last attempt record why it failed; the money stays in suspense."""
+        log.warning("attribution_attempt_failed", request_id=request_id, error=repr(error))
+
+        def note(connection: sa.Connection) -> dict[str, Any]:
+            if answers.count_attempt(connection, request_id) < ATTEMPTS_MAX:
+                return current
+            failed = failed_object(current, f"{type(error).__name__}: {error}")
+            answers.finish(connection, request_id, "failed", failed, None)
+            return failed
+
+        return await self._transactions.commit("attribution", note)
+
+    async def work(self) -> None:
+        """Attribute what waits, oldest first, for as long as the gateway runs."""
+        while True:
+            self._work_arrived.clear()
+            waiting = await self._transactions.read(answers.pending)
+            for request_id in waiting:
+                finished = await self.attribute(request_id)
+                if finished["status"] == "pending":
+                    await asyncio.sleep(RETRY_S)
+            if not waiting:
+                await self._work_arrived.wait()
+
+    # Underneath.
+
+    async def close(self) -> None:
+        """Stop generating, meter what was generated, and return when it is committed."""
+        for answer in self._answering:
+            answer.abandon()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _void(self, intent: Intent, reason: str) -> int:
+        return await self._transactions.commit("void", lambda c: self._books.void(c, intent, reason))
+
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Start a task that outlives its caller."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task

@@ -1,0 +1,244 @@
+"""One TOML file, every key also an environment variable, read once and passed down.
+
+`TRIBUTARY__SERVER__PORT=9000` overrides `port` under `[server]`. A key that does not exist, or a value of the wrong
+type, stops start-up with the key's name.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from gateway.grounding import DEFAULT_INSTRUCTION
+from metering import Price, SplitPolicy
+
+ENVIRONMENT_PREFIX = "TRIBUTARY__"
+BASE_MODEL = "smollm2-135m-instruct"
+NAME = r"[a-z0-9][a-z0-9._-]{0,62}"
+
+
+class SettingsError(ValueError):
+    """The configuration cannot be used; the message names the key and says what it may be."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Server(_Section):
+    """Where the gateway listens."""
+
+    id: str = Field(
+        default="gateway-1", pattern=r"[a-z0-9][a-z0-9-]{0,62}", description="names its sequence of requests"
+    )
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535, description="0 takes any free port")
+
+
+class DatabaseSection(_Section):
+    """Where the records are kept: an SQLAlchemy URL; a relative SQLite path is relative to the configuration file."""
+
+    url: str = "sqlite:///tributary.db"
+
+
+class LogSection(_Section):
+    """The transparency log's name and signing key; a relative path is relative to the configuration file."""
+
+    origin: str = Field(default="tributary.local/log", pattern=r"[^\s+]+")
+    signing_key_file: Path = Path("log.key")
+
+
+class EngineSection(_Section):
+    """What generates and scores."""
+
+    kind: Literal["embedded"] = "embedded"
+    name: str = Field(default=BASE_MODEL, pattern=NAME, description="what models call it in `base`")
+    model: Path | None = Field(default=None, description="a folder of safetensors; absent, SmolLM2 from its wheel")
+    context_tokens: int = Field(default=2048, ge=64, le=1_048_576)
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    device: str = "cpu"
+    threads: int | None = Field(default=None, ge=1, description="absent, PyTorch decides")
+
+
+class RetrievalSection(_Section):
+    """How passages are found."""
+
+    embedder: Literal["all-minilm-l6-v2"] = "all-minilm-l6-v2"
+    top_k: int = Field(default=4, ge=1, le=32)
+    index_file: Path = Path("passages.faiss")
+
+
+class AttributionSection(_Section):
+    """How answers are attributed."""
+
+    estimator: Literal["two-end", "exact"] = "two-end"
+    mode: Literal["async", "inline"] = "async"
+
+
+class Limits(_Section):
+    """What one request may cost the gateway."""
+
+    body_bytes: int = Field(default=1 << 20, ge=1024)
+    default_max_tokens: int = Field(default=128, ge=1)
+
+
+def _is_price(value: str) -> str:
+    Price.parse(prompt=value, completion=value)
+    return value
+
+
+class PriceSection(_Section):
+    """USD for a million tokens, as decimal strings."""
+
+    prompt: Annotated[str, AfterValidator(_is_price)] = "0"
+    completion: Annotated[str, AfterValidator(_is_price)] = "0"
+
+    def parsed(self) -> Price:
+        """The price in integer nano-USD a token."""
+        return Price.parse(prompt=self.prompt, completion=self.completion)
+
+
+class ModelSection(_Section):
+    """A served model: what a client names in `model`."""
+
+    name: str = Field(pattern=NAME)
+    kind: Literal["chat", "embedding"] = "chat"
+    base: str = Field(default=BASE_MODEL, pattern=NAME)
+    adapter: str | None = Field(default=None, pattern=NAME)
+    corpora: tuple[Annotated[str, Field(pattern=NAME)], ...] = ()
+    top_k: int | None = Field(default=None, ge=1, le=32, description="absent, [retrieval] top_k")
+    instruction: str = DEFAULT_INSTRUCTION
+    policy: str = "default"
+    price: PriceSection = PriceSection()
+    description: str = ""
+
+
+class PolicySection(_Section):
+    """A split policy: who takes which parts per million of a charge."""
+
+    name: str = Field(pattern=NAME)
+    version: int = Field(default=1, ge=1)
+    fixed: dict[str, Annotated[int, Field(ge=0, le=1_000_000)]] = {"platform": 100_000, "base": 200_000}
+    developer: int = Field(
+        default=600_000, ge=0, le=1_000_000, description="of an adapter's part, ppm; the rest goes to its datasets"
+    )
+    residual: str = "residual"
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        self.parsed(base_model="any")
+        return self
+
+    def parsed(self, base_model: str) -> SplitPolicy:
+        """The policy as it applies to answers of one base model: the part named `base` goes to that model's account."""
+        accounts = {f"base:{base_model}" if part == "base" else part: ppm for part, ppm in self.fixed.items()}
+        return SplitPolicy(
+            name=f"{self.name}:{base_model}" if "base" in self.fixed else self.name,
+            version=self.version,
+            fixed_ppm=accounts,
+            residual=self.residual,
+            developer_ppm=self.developer,
+        )
+
+
+class Settings(BaseSettings):
+    """Everything an operator can set."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENVIRONMENT_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True
+    )
+
+    server: Server = Server()
+    database: DatabaseSection = DatabaseSection()
+    log: LogSection = LogSection()
+    engine: EngineSection = EngineSection()
+    retrieval: RetrievalSection = RetrievalSection()
+    attribution: AttributionSection = AttributionSection()
+    limits: Limits = Limits()
+    models: tuple[ModelSection, ...] = ()
+    policies: tuple[PolicySection, ...] = (PolicySection(name="default"),)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Let the environment win over the file, which `load` passes in as arguments."""
+        del settings_cls, dotenv_settings, file_secret_settings
+        return env_settings, init_settings
+
+    @model_validator(mode="after")
+    def _names_resolve(self) -> Self:
+        for kind, names in (
+            ("models", [model.name for model in self.models]),
+            ("policies", [policy.name for policy in self.policies]),
+        ):
+            repeated = [name for name, count in Counter(names).items() if count > 1]
+            if repeated:
+                raise ValueError(f"[[{kind}]] has {repeated[0]!r} twice; names must differ")
+        policies = {policy.name for policy in self.policies}
+        for model in self.models:
+            if model.policy not in policies:
+                raise ValueError(f"model {model.name!r} names policy {model.policy!r}, which no [[policies]] defines")
+        return self
+
+
+def load(path: Path) -> Settings:
+    """Read a configuration file and the environment; relative paths in it become relative to its folder.
+
+    Raises SettingsError naming the key.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingsError(f"{path} does not exist; `tributary init` writes one") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise SettingsError(f"{path}: {error}") from None
+    _refuse_unknown_variables()
+    try:
+        settings = Settings(**document)
+    except ValidationError as error:
+        raise SettingsError(f"{path}: {describe(error)}") from None
+    return _anchored(settings, path.resolve().parent)
+
+
+def describe(error: ValidationError) -> str:
+    """A validation error as one line a fault: the key's dotted name, then what is wrong with it."""
+    lines = []
+    for fault in error.errors(include_url=False):
+        key = ".".join(str(part) for part in fault["loc"]) or "file"
+        message = "this key does not exist" if fault["type"] == "extra_forbidden" else fault["msg"]
+        lines.append(f"{key}: {message.removeprefix('Value error, ')}")
+    return "\n".join(lines)
+
+
+def _refuse_unknown_variables() -> None:
+    for variable in os.environ:
+        if variable.startswith(ENVIRONMENT_PREFIX):
+            section = variable.removeprefix(ENVIRONMENT_PREFIX).split("__")[0].lower()
+            if section not in Settings.model_fields:
+                raise SettingsError(f"environment variable {variable}: there is no section {section!r}")
+
+
+def _anchored(settings: Settings, folder: Path) -> Settings:
+    """The same settings with every relative path made absolute against the configuration file's folder."""
+    relative = re.fullmatch(r"sqlite:///(?!/)(?!:memory:)(.+)", settings.database.url)
+    url = f"sqlite:///{folder / relative[1]}" if relative else settings.database.url
+    return settings.model_copy(
+        update={
+            "database": settings.database.model_copy(update={"url": url}),
+            "log": settings.log.model_copy(update={"signing_key_file": folder / settings.log.signing_key_file}),
+            "retrieval": settings.retrieval.model_copy(update={"index_file": folder / settings.retrieval.index_file}),
+        }
+    )

@@ -1,0 +1,52 @@
+"""The objects that one gateway process is made of, built in `gateway/app.py` and handed to every route."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Header, Request
+
+from gateway.auth import Principal, authenticate
+from gateway.catalogue import Catalogue
+from gateway.embeddings import Embeddings
+from gateway.engines import Engine
+from gateway.metrics import Metrics
+from gateway.pipeline import Pipeline
+from gateway.registry import Registry
+from gateway.settings import Settings
+from gateway.transactions import Transactions
+from ledger_client import Log, Signer
+from metering import Books
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Gateway:
+    """Everything a route may use."""
+
+    settings: Settings
+    transactions: Transactions
+    signer: Signer
+    log: Log
+    books: Books
+    registry: Registry
+    catalogue: Catalogue
+    engine: Engine
+    metrics: Metrics
+    pipeline: Pipeline
+    embeddings: Embeddings
+
+
+def _gateway(request: Request) -> Gateway:
+    gateway: Gateway = request.app.state.gateway
+    return gateway
+
+
+GatewayState = Annotated[Gateway, Depends(_gateway)]
+
+
+async def _principal(gateway: GatewayState, authorization: Annotated[str | None, Header()] = None) -> Principal:
+    return await gateway.transactions.read(lambda connection: authenticate(connection, authorization))
+
+
+Caller = Annotated[Principal, Depends(_principal)]

@@ -1,0 +1,38 @@
+"""The database, off the event loop: reads in threads, writes through the one committer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeVar
+
+import sqlalchemy as sa
+
+from gateway.database import Database
+from gateway.metrics import Metrics
+from metering import Committer
+
+T = TypeVar("T")
+
+
+class Transactions:
+    """How asynchronous code reads and writes."""
+
+    def __init__(self, database: Database, committer: Committer, metrics: Metrics) -> None:
+        self._database = database
+        self._committer = committer
+        self._metrics = metrics
+
+    async def read(self, query: Callable[[sa.Connection], T]) -> T:
+        """Run a query in a read transaction of its own."""
+
+        def run() -> T:
+            with self._database.read() as connection:
+                return query(connection)
+
+        return await asyncio.to_thread(run)
+
+    async def commit(self, record: str, work: Callable[[sa.Connection], T]) -> T:
+        """Run work in a transaction; returns when it is durable. record: what is written, a label of the metric."""
+        with self._metrics.commit_seconds.labels(record).time():
+            return await asyncio.wrap_future(self._committer.submit(work))

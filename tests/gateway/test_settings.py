@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gateway.settings import Settings, SettingsError, load
+
+TEMPLATE = Path("gateway/tributary.toml")
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "tributary.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("path", [TEMPLATE, Path("examples/tributary.toml")])
+def test_the_committed_configurations_load(path: Path) -> None:
+    settings = load(path)
+    assert settings.models
+    assert {model.policy for model in settings.models} <= {policy.name for policy in settings.policies}
+
+
+def test_the_template_states_the_defaults() -> None:
+    stated = load(TEMPLATE).model_dump(exclude={"models", "database", "log", "retrieval"})
+    assert stated == Settings().model_dump(exclude={"models", "database", "log", "retrieval"})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[server]\nprot = 1\n", "server.prot: this key does not exist"),
+        ("[sever]\nport = 1\n", "sever: this key does not exist"),
+        ("[server]\nport = 'x'\n", "server.port"),
+        ("[server]\nport = 70000\n", "server.port"),
+        ("[server\n", "tributary.toml"),
+        ("[[models]]\nname = 'a'\npolicy = 'none'\n", "names policy 'none', which no [[policies]] defines"),
+        ("[[models]]\nname = 'a'\n[[models]]\nname = 'a'\n", "has 'a' twice"),
+        ("[[models]]\nname = 'A'\n", "models.0.name"),
+        ("[[models]]\nname = 'a'\nprice = { prompt = '1e3' }\n", "models.0.price.prompt"),
+        ("[[models]]\nname = 'a'\nprice = { prompt = '0.0001' }\n", "models.0.price.prompt"),
+        ("[[models]]\nname = 'a'\nprice = { prompt = 0.1 }\n", "models.0.price.prompt"),
+        ("[[policies]]\nname = 'default'\nfixed = { platform = 600000, base = 500000 }\n", "policies.0"),
+        ("[attribution]\nestimator = 'guess'\n", "attribution.estimator"),
+    ],
+)
+def test_a_bad_value_stops_with_the_name_of_its_key(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(SettingsError) as error:
+        load(write(tmp_path, text))
+    assert message in str(error.value)
+
+
+def test_a_missing_file_says_how_to_get_one(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="tributary init"):
+        load(tmp_path / "none.toml")
+
+
+def test_the_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, "[server]\nport = 1111\nhost = '0.0.0.0'\n")
+    monkeypatch.setenv("TRIBUTARY__SERVER__PORT", "2222")
+    server = load(path).server
+    assert (server.port, server.host) == (2222, "0.0.0.0")  # noqa: S104 - nothing listens
+
+
+def test_an_environment_variable_for_no_key_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, "")
+    monkeypatch.setenv("TRIBUTARY__SERVER__PROT", "1")
+    with pytest.raises(SettingsError, match=r"server\.prot"):
+        load(path)
+    monkeypatch.delenv("TRIBUTARY__SERVER__PROT")
+    monkeypatch.setenv("TRIBUTARY__SEVER__PORT", "1")
+    with pytest.raises(SettingsError, match="TRIBUTARY__SEVER__PORT"):
+        load(path)
+
+
+def test_relative_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    settings = load(write(tmp_path, ""))
+    assert settings.database.url == f"sqlite:///{tmp_path / 'tributary.db'}"
+    assert settings.log.signing_key_file == tmp_path / "log.key"
+    assert settings.retrieval.index_file == tmp_path / "passages.faiss"
+
+
+@pytest.mark.parametrize("url", ["sqlite:////var/t.db", "postgresql+psycopg://host/name", "sqlite://"])
+def test_other_database_addresses_are_left_alone(tmp_path: Path, url: str) -> None:
+    assert load(write(tmp_path, f"[database]\nurl = '{url}'\n")).database.url == url
+
+
+def test_the_base_part_of_a_policy_goes_to_the_models_base() -> None:
+    policy = Settings().policies[0].parsed("some-base")
+    assert policy.fixed_ppm == {"platform": 100_000, "base:some-base": 200_000}
+    assert policy.pool_ppm == 700_000
