@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 from sqlalchemy import Connection
 
-from ledger_client import JSON, SUSPENSE, Appended, Entry, Log, entry_id
+from ledger_client import JSON, SUSPENSE, Appended, Entry, EntryConflict, Log, entry_id
 from metering import store
 from metering._checks import GATEWAY, NAME, REASON, REQUEST_ID, check_text, check_whole
 from metering.errors import InsufficientCredit, IntentError, MeteringError
@@ -24,7 +24,7 @@ from metering.splits import SplitLine
 from metering.store import Balance, Intent, Line, RequestState
 
 # Of every entry, whichever gateway writes it: an attribution that another worker repeats must find the first.
-SOURCE = "tributary"
+SOURCE = "metering"
 
 
 class Books:
@@ -44,7 +44,7 @@ class Books:
         self._clock = clock
 
     def publish_price(self, connection: Connection, served_model: str, price: Price) -> int:
-        """Log a price of a served model and return the index that charges by this price name."""
+        """Log a price of a served model and return its index; a price that was there before keeps its first index."""
         check_text("served model", served_model, NAME)
         key = f"{served_model}:{price.prompt_nano_per_token}:{price.completion_nano_per_token}"
         return self._append(connection, "price.published", key, served_model, price.data(served_model)).log_index
@@ -81,12 +81,8 @@ class Books:
         check_text("request_id", request_id, REQUEST_ID)
         known = store.request_state(connection, request_id)
         if known is not None:
-            asked = (self._gateway_id, account, maximum_nano)
-            if known.ended_index is not None or asked != (
-                known.intent.gateway,
-                known.intent.account,
-                known.intent.maximum_nano,
-            ):
+            asked = replace(known.intent, gateway=self._gateway_id, account=account, maximum_nano=maximum_nano)
+            if known.ended_index is not None or asked != known.intent:
                 raise IntentError(f"request {request_id} was admitted before; take another request id")
             return known.intent
         before = store.balance(connection, account, for_update=True)
@@ -125,8 +121,8 @@ class Books:
                 appended.log_index,
                 charge_nano=record.charge_nano,
                 served_model=record.served_model,
+                lines=_lines(appended, postings, "charge", record.served_model, request_id),
             )
-            store.post(connection, _lines(appended, postings, "charge", record.served_model, request_id))
         return appended.log_index
 
     def void(self, connection: Connection, intent: Intent, reason: str) -> int:
@@ -185,15 +181,23 @@ class Books:
         data: Mapping[str, JSON],
         postings: Sequence[Posting] | None = None,
     ) -> Appended:
-        """Log a fact; when it is in the log already, at the time that it has there."""
+        """Log a fact. When it is there already, only its time may differ, and the first time stands."""
         if postings is not None:
             encoded = [{"account": posting.account, "amount_nano": str(posting.amount_nano)} for posting in postings]
             data = {**data, "postings": encoded}
-        identity = entry_id(SOURCE, f"{entry_type}:{key}")
-        first = self._log.find(connection, identity)
-        time = self._now() if first is None else Entry.decode(self._log.entry(connection, first)).time
-        entry = Entry(id=identity, source=SOURCE, type=entry_type, time=time, subject=subject, data=data)
-        return self._log.append(connection, entry)
+        entry = Entry(
+            id=entry_id(SOURCE, f"{entry_type}:{key}"),
+            source=SOURCE,
+            type=entry_type,
+            time=self._now(),
+            subject=subject,
+            data=data,
+        )
+        try:
+            return self._log.append(connection, entry)
+        except EntryConflict as conflict:
+            first = Entry.decode(self._log.entry(connection, conflict.log_index))
+            return self._log.append(connection, replace(entry, time=first.time))
 
     def _now(self) -> str:
         """Return the time in UTC, always of the same width, so that times sort as they follow each other."""

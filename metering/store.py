@@ -7,7 +7,7 @@ database, which could round it. SQLite's lock is the whole database, taken when 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 
 from sqlalchemy import (
     BigInteger,
@@ -86,6 +86,20 @@ Index(
 )
 
 
+# The statements of a request's path, built once: building one takes SQLAlchemy longer than running it takes SQLite.
+_ACCOUNTS = (
+    select(account_table)
+    .where(account_table.c.account.in_(bindparam("accounts", expanding=True)))
+    .order_by(account_table.c.account)
+)
+_LOCK_ACCOUNTS = _ACCOUNTS.with_for_update()
+_ADD_ACCOUNT = insert(account_table).values(account=bindparam("key"))
+_SET_ACCOUNT = update(account_table).where(account_table.c.account == bindparam("key"))
+_REQUEST = select(intent_table).where(intent_table.c.request_id == bindparam("request_id"))
+_LAST_SEQUENCE = select(func.max(intent_table.c.gateway_seq)).where(intent_table.c.gateway == bindparam("gateway"))
+_SET_INTENT = update(intent_table).where(intent_table.c.request_id == bindparam("key"))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Balance:
     """The totals of an account, in nano-USD; pending is what open intents reserve on it."""
@@ -103,6 +117,14 @@ class Balance:
     def available_nano(self) -> int:
         """What a new request may reserve."""
         return self.posted_nano - self.pending_nano
+
+    def plus(self, change: Balance) -> Balance:
+        """Return these totals with differences added to them."""
+        return Balance(
+            credits_nano=self.credits_nano + change.credits_nano,
+            debits_nano=self.debits_nano + change.debits_nano,
+            pending_nano=self.pending_nano + change.pending_nano,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,19 +196,19 @@ def open_intents(connection: Connection, gateway: str | None = None) -> Iterator
 
 def request_state(connection: Connection, request_id: str) -> RequestState | None:
     """Return what became of a request, or None when it was never admitted."""
-    row = connection.execute(select(intent_table).where(intent_table.c.request_id == request_id)).one_or_none()
+    row = connection.execute(_REQUEST, {"request_id": request_id}).one_or_none()
     return None if row is None else _request_state(row)
 
 
 def next_sequence(connection: Connection, gateway: str) -> int:
     """Return the number after the last that the gateway gave, from 0."""
-    last = connection.scalar(select(func.max(intent_table.c.gateway_seq)).where(intent_table.c.gateway == gateway))
+    last = connection.scalar(_LAST_SEQUENCE, {"gateway": gateway})
     return 0 if last is None else int(last) + 1
 
 
 def open_intent(connection: Connection, intent: Intent) -> None:
     """Store a new intent and reserve its maximum."""
-    connection.execute(insert(intent_table), asdict(intent))
+    connection.execute(insert(intent_table), dict(vars(intent)))
     _change_balances(connection, {intent.account: Balance(pending_nano=intent.maximum_nano)})
 
 
@@ -197,69 +219,57 @@ def end_intent(
     *,
     charge_nano: int | None = None,
     served_model: str | None = None,
+    lines: Sequence[Line] = (),
 ) -> None:
-    """Mark an intent as charged, or voided when there is no charge, and release what it reserved."""
-    _update_intent(connection, intent, ended_index=ended_index, charge_nano=charge_nano, served_model=served_model)
-    _change_balances(connection, {intent.account: Balance(pending_nano=-intent.maximum_nano)})
+    """Mark an intent as charged, or voided when there is no charge; release what it reserved and post the charge."""
+    ending = {"ended_index": ended_index, "charge_nano": charge_nano, "served_model": served_model}
+    connection.execute(_SET_INTENT, {"key": intent.request_id, **ending})
+    post(connection, lines, released=intent)
 
 
 def mark_attributed(connection: Connection, intent: Intent, attribution_index: int) -> None:
     """Note the log index of the answer's attribution."""
-    _update_intent(connection, intent, attribution_index=attribution_index)
+    connection.execute(_SET_INTENT, {"key": intent.request_id, "attribution_index": attribution_index})
 
 
-def post(connection: Connection, lines: Sequence[Line]) -> None:
-    """Store the postings of one entry and add them to the balances of their accounts."""
-    if not lines:
-        return
-    connection.execute(insert(posting_table), [asdict(line) for line in lines])
+def post(connection: Connection, lines: Sequence[Line], *, released: Intent | None = None) -> None:
+    """Store the postings of one entry and add them to their accounts, together with what an intent releases."""
     changes: dict[str, Balance] = {}
+    if released is not None:
+        changes[released.account] = Balance(pending_nano=-released.maximum_nano)
     for line in lines:
-        before = changes.get(line.account, Balance())
-        changes[line.account] = replace(
-            before,
-            credits_nano=before.credits_nano + max(line.amount_nano, 0),
-            debits_nano=before.debits_nano + max(-line.amount_nano, 0),
-        )
+        change = Balance(credits_nano=max(line.amount_nano, 0), debits_nano=max(-line.amount_nano, 0))
+        changes[line.account] = changes.get(line.account, Balance()).plus(change)
+    if lines:
+        connection.execute(insert(posting_table), [dict(vars(line)) for line in lines])
     _change_balances(connection, changes)
 
 
 def _change_balances(connection: Connection, changes: Mapping[str, Balance]) -> None:
     """Add differences to the totals of accounts, creating those that are not there yet."""
     moved = {account: change for account, change in changes.items() if change != Balance()}
+    if not moved:
+        return
     stored = _read_balances(connection, moved, for_update=True)
     created: list[dict[str, str | int]] = []
     updated: list[dict[str, str | int]] = []
     for account, change in moved.items():
-        before = stored.get(account, Balance())
-        after = Balance(
-            credits_nano=before.credits_nano + change.credits_nano,
-            debits_nano=before.debits_nano + change.debits_nano,
-            pending_nano=before.pending_nano + change.pending_nano,
-        )
+        after = stored.get(account, Balance()).plus(change)
         if max(after.credits_nano, after.debits_nano, after.pending_nano) > LIMIT_NANO:
             raise MeteringError(f"the totals of {account} would pass {LIMIT_NANO} nano-USD, the most an account holds")
-        (updated if account in stored else created).append({"key": account, **asdict(after)})
+        (updated if account in stored else created).append({"key": account, **vars(after)})
     if created:
-        connection.execute(insert(account_table).values(account=bindparam("key")), created)
+        connection.execute(_ADD_ACCOUNT, created)
     if updated:
-        connection.execute(update(account_table).where(account_table.c.account == bindparam("key")), updated)
+        connection.execute(_SET_ACCOUNT, updated)
 
 
 def _read_balances(connection: Connection, accounts: Iterable[str], *, for_update: bool) -> dict[str, Balance]:
-    account = account_table.c.account
-    query = select(account_table).where(account.in_(list(accounts))).order_by(account)
-    rows = connection.execute(query.with_for_update() if for_update else query)
+    rows = connection.execute(_LOCK_ACCOUNTS if for_update else _ACCOUNTS, {"accounts": list(accounts)})
     return {
         row.account: Balance(credits_nano=row.credits_nano, debits_nano=row.debits_nano, pending_nano=row.pending_nano)
         for row in rows
     }
-
-
-def _update_intent(connection: Connection, intent: Intent, **values: int | str | None) -> None:
-    columns = intent_table.c
-    here = (columns.gateway == intent.gateway) & (columns.gateway_seq == intent.gateway_seq)
-    connection.execute(update(intent_table).where(here).values(**values))
 
 
 def _request_state(row: Row[tuple[object, ...]]) -> RequestState:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from dataclasses import replace
 from datetime import datetime
 
 import pytest
@@ -157,6 +158,15 @@ def test_a_request_id_is_admitted_once(funded: Engine, books: Books) -> None:
         ):
             with pytest.raises(IntentError, match="admitted before"):
                 again()
+
+
+def test_an_intent_that_was_altered_releases_nothing(funded: Engine, books: Books) -> None:
+    with funded.begin() as connection:
+        intent = books.admit(connection, CALLER, 30_000, REQUEST)
+        for change in ({"maximum_nano": 600_000}, {"account": "caller:bob"}, {"gateway_seq": 1}):
+            with pytest.raises(IntentError, match="was not admitted as"):
+                books.record_usage(connection, replace(intent, **change), usage_record())
+        assert books.balance(connection, CALLER).pending_nano == 30_000
 
 
 def test_credit_counts_what_is_reserved(funded: Engine, books: Books) -> None:

@@ -17,7 +17,7 @@ from hypothesis.stateful import Bundle, MultipleResults, RuleBasedStateMachine, 
 from sqlalchemy import Connection, select
 
 from attribution import apportion
-from ledger_client import Signer
+from ledger_client import Signer, fsck
 from metering import (
     AdapterTerms,
     DocumentTerms,
@@ -86,6 +86,16 @@ class BooksMachine(RuleBasedStateMachine):
             self.grant(account, 150_000)
 
     def teardown(self) -> None:
+        with self.engine.begin() as connection:
+            self.log.seal(connection)
+            findings = fsck(
+                self.log.entries(connection),
+                self.log.checkpoints(connection),
+                dict(balances(connection)),
+                self.signer.verifier,
+                open_intents={(intent.gateway, intent.gateway_seq) for intent in open_intents(connection)},
+            )
+        assert findings == []
         self.engine.dispose()
         self.folder.cleanup()
 

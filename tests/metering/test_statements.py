@@ -24,21 +24,21 @@ from metering.store import posting_table
 
 from .kit import CALLER, Clock, attribution_record, request_id, usage_record
 
-LAST_OF_JANUARY = datetime(2025, 1, 31, 23, 59, 59, 999_999, tzinfo=UTC)
-FIRST_OF_FEBRUARY = datetime(2025, 2, 1, tzinfo=UTC)
-LAST_OF_YEAR = datetime(2025, 12, 31, 23, 59, 59, tzinfo=UTC)
+LAST_OF_2024 = datetime(2024, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
+FIRST_OF_2025 = datetime(2025, 1, 1, tzinfo=UTC)
+LATER_IN_2025 = datetime(2025, 11, 30, 12, tzinfo=UTC)
 
 
 @pytest.fixture
 def history(engine: Engine, books: Books, clock: Clock) -> Engine:
-    """Three answers: one at each side of a month's end, one in the last second of the year."""
+    """Three answers: one at each side of the end of a month and a year, and one later."""
     numbers = count()
     with engine.begin() as connection:
         books.grant_credit(connection, CALLER, 1_000_000, "welcome", "grant-1")
     for now, served_model, document in (
-        (LAST_OF_JANUARY, "chat", "doc_1"),
-        (FIRST_OF_FEBRUARY, "plain", "doc_1"),
-        (LAST_OF_YEAR, "chat", "doc_2"),
+        (LAST_OF_2024, "chat", "doc_1"),
+        (FIRST_OF_2025, "plain", "doc_1"),
+        (LATER_IN_2025, "chat", "doc_2"),
     ):
         clock.now = now
         request = request_id(next(numbers))
@@ -54,45 +54,45 @@ def history(engine: Engine, books: Books, clock: Clock) -> Engine:
 def test_earnings_add_up_by_period_and_group(history: Engine) -> None:
     with history.begin() as connection:
         assert earnings(connection, "ann").total_nano == 2_100 + 4_200 + 6_300
-        assert earnings(connection, "ann", "2025-01").total_nano == 2_100
-        assert earnings(connection, "ann", "2025-02").total_nano == 4_200
-        assert earnings(connection, "ann", "2025-03").total_nano == 0
-        assert earnings(connection, "ann", "2025-12").total_nano == 6_300
-        assert earnings(connection, "ann", "2026-01").total_nano == 0
+        assert earnings(connection, "ann", "2024-12").total_nano == 2_100
+        assert earnings(connection, "ann", "2025-01").total_nano == 4_200
+        assert earnings(connection, "ann", "2025-02").total_nano == 0
+        assert earnings(connection, "ann", "2025-11").total_nano == 6_300
+        assert earnings(connection, "ann", "2025-12").total_nano == 0
         assert earnings(connection, "nobody").total_nano == 0
         by_document = earnings(connection, "ann", group_by="document")
         assert list(by_document.groups.items()) == [("doc_1", 6_300), ("doc_2", 6_300)]
         assert earnings(connection, "ann", group_by="adapter").groups == {None: 12_600}
         assert list(earnings(connection, "ann", group_by="model").groups.items()) == [("chat", 8_400), ("plain", 4_200)]
-        days = earnings(connection, "ann", "2025-02", "day")
+        days = earnings(connection, "ann", "2025-01", "day")
     assert days.as_json() == {
         "contributor": "ann",
-        "period": "2025-02",
+        "period": "2025-01",
         "total_nano": "4200",
         "group_by": "day",
-        "groups": [{"key": "2025-02-01", "amount_nano": "4200"}],
+        "groups": [{"key": "2025-01-01", "amount_nano": "4200"}],
     }
 
 
 def test_a_statement_opens_where_the_one_before_closed(history: Engine) -> None:
     with history.begin() as connection:
-        january, february, december, later = (
-            statement(connection, "ann", period) for period in ("2025-01", "2025-02", "2025-12", "2026-07")
+        december, january, november, later = (
+            statement(connection, "ann", period) for period in ("2024-12", "2025-01", "2025-11", "2026-07")
         )
-    assert [(s.opening_nano, s.total_nano, s.closing_nano) for s in (january, february, december, later)] == [
+    assert [(s.opening_nano, s.total_nano, s.closing_nano) for s in (december, january, november, later)] == [
         (0, 2_100, 2_100),
         (2_100, 4_200, 6_300),
         (6_300, 6_300, 12_600),
         (12_600, 0, 12_600),
     ]
-    assert json.loads(json.dumps(january.as_json())) == {
+    assert json.loads(json.dumps(december.as_json())) == {
         "contributor": "ann",
-        "period": "2025-01",
+        "period": "2024-12",
         "opening_nano": "0",
         "lines": [
             {
                 "log_index": 2,
-                "time": "2025-01-31T23:59:59.999999Z",
+                "time": "2024-12-31T23:59:59.999999Z",
                 "request_id": request_id(0),
                 "role": "owner",
                 "kind": "document",
@@ -108,7 +108,7 @@ def test_a_statement_opens_where_the_one_before_closed(history: Engine) -> None:
 
 def test_a_statement_as_csv_runs_to_its_closing_balance(history: Engine) -> None:
     with history.begin() as connection:
-        text = statement(connection, "ann", "2025-02").as_csv()
+        text = statement(connection, "ann", "2025-01").as_csv()
     header, opening, line = csv.reader(io.StringIO(text))
     assert dict(zip(header, opening, strict=True)) == dict.fromkeys(header, "") | {
         "role": "opening balance",
@@ -116,7 +116,7 @@ def test_a_statement_as_csv_runs_to_its_closing_balance(history: Engine) -> None
     }
     assert dict(zip(header, line, strict=True)) == {
         "log_index": "4",
-        "time": "2025-02-01T00:00:00.000000Z",
+        "time": "2025-01-01T00:00:00.000000Z",
         "request_id": request_id(2),
         "role": "owner",
         "kind": "document",
