@@ -4,7 +4,7 @@ The embedded engine and the preparation of its weights are imported by module (`
 `gateway.engines.weights`), for a gateway in front of other engines has no torch.
 """
 
-from gateway.engines.adapters import AdapterFiles, linear_shapes
+from gateway.engines.adapters import AdapterFiles, linear_shapes, resident_name
 from gateway.engines.base import (
     AdapterNotLoaded,
     AdapterRejected,
@@ -33,4 +33,5 @@ __all__ = [
     "SamplingParams",
     "Scores",
     "linear_shapes",
+    "resident_name",
 ]

@@ -26,24 +26,31 @@ _MAX_CONFIG_BYTES = 64 << 10
 _MAX_HEADER_BYTES = 4 << 20
 _DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 _TENSOR = re.compile(r"base_model\.model\.(?P<module>[A-Za-z0-9_.]{1,200})\.lora_(?P<half>[AB])\.weight")
+_LAYER = re.compile(r"\.layers\.([0-9]{1,3})\.")
 
 # Fields of the configuration that change nothing about inference, or that are read below. Any other field must be off
 # (null, false, 0 or empty): an option that this module does not know might change the arithmetic, or run code.
 _KNOWN_FIELDS = frozenset(
     {
-        "base_model_name_or_path", "bias", "inference_mode", "init_lora_weights", "lora_alpha", "lora_dropout",
-        "megatron_core", "peft_type", "peft_version", "qalora_group_size", "r", "revision", "target_modules",
-        "task_type", "use_rslora",
+        "base_model_name_or_path", "bias", "inference_mode", "init_lora_weights", "layers_to_transform", "lora_alpha",
+        "lora_dropout", "megatron_core", "peft_type", "peft_version", "qalora_group_size", "r", "revision",
+        "target_modules", "task_type", "use_rslora",
     }
 )  # fmt: skip
+
+
+def resident_name(digest: str) -> str:
+    """Content-addressed name in an engine, so that other weights never answer under a name already used."""
+    return f"lora-{digest[:16]}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterFiles:
     """A verified adapter on disk.
 
-    digest: SHA-256 hex over the bytes of the configuration followed by those of the weights. shapes: for each adapted
-    module, (inputs, outputs). base_model: what the maker's configuration calls the base.
+    digest: SHA-256 hex over the bytes of the configuration followed by those of the weights. layers: the numbers of
+    the layers that are adapted, None for all. shapes: for each adapted module, (inputs, outputs). base_model: what
+    the maker's configuration calls the base.
     """
 
     path: Path
@@ -52,14 +59,15 @@ class AdapterFiles:
     alpha: float
     rank_stabilised: bool
     target_modules: tuple[str, ...]
+    layers: frozenset[int] | None
     shapes: Mapping[str, tuple[int, int]]
     base_model: str
     size_bytes: int
 
     @property
     def name(self) -> str:
-        """Content-addressed name in an engine, so that other weights never answer under a name already used."""
-        return f"lora-{self.digest[:16]}"
+        """Name in an engine."""
+        return resident_name(self.digest)
 
     @classmethod
     def read(cls, path: Path) -> AdapterFiles:
@@ -79,6 +87,7 @@ class AdapterFiles:
             alpha=_alpha(config),
             rank_stabilised=config.get("use_rslora") is True,
             target_modules=target_modules,
+            layers=_layers(config),
             shapes=shapes,
             base_model=_base_model(config),
             size_bytes=len(config_bytes) + len(weights),
@@ -103,7 +112,8 @@ class AdapterFiles:
                 f"the adapter was made for {self.base_model}, but the base model here is "
                 f"{base_model}; train it on this base"
             )
-        if missing := _targeted(base_shapes, self.target_modules).symmetric_difference(self.shapes):
+        targeted = _targeted(base_shapes, self.target_modules)
+        if missing := _in_layers(targeted, self.layers).symmetric_difference(self.shapes):
             raise AdapterRejected(
                 f"the adapter was made for another base: it and {base_model} do not both have {min(missing)}"
                 + (f" and {len(missing) - 1} more modules" if len(missing) > 1 else "")
@@ -193,6 +203,16 @@ def _rank(config: Mapping[str, object]) -> int:
     return rank
 
 
+def _layers(config: Mapping[str, object]) -> frozenset[int] | None:
+    layers = config.get("layers_to_transform")
+    if layers is None:
+        return None
+    numbers = layers if isinstance(layers, list) else [layers]
+    if not numbers or not all(type(number) is int and 0 <= number < 1000 for number in numbers):
+        raise AdapterRejected("layers_to_transform must list the numbers of the layers that are adapted, or be null")
+    return frozenset(numbers)
+
+
 def _alpha(config: Mapping[str, object]) -> float:
     alpha = config.get("lora_alpha")
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
@@ -215,6 +235,12 @@ def _targeted(modules: Iterable[str], targets: Iterable[str]) -> set[str]:
     """The modules that peft takes targets to mean: by their whole name, or by the end of it."""
     endings = tuple(f".{target}" for target in targets)
     return {module for module in modules if f".{module}".endswith(endings)}
+
+
+def _in_layers(modules: Iterable[str], layers: frozenset[int] | None) -> set[str]:
+    """The modules of those layers; all of them where layers is None."""
+    numbered = ((module, _LAYER.search(module)) for module in modules)
+    return {module for module, layer in numbered if layers is None or (layer and int(layer[1]) in layers)}
 
 
 def _base_model(config: Mapping[str, object]) -> str:

@@ -87,6 +87,8 @@ def test_a_pickle_under_the_name_of_safetensors_is_refused(tmp_path: Path) -> No
         ({"target_modules": ["lm_head"]}, "target_modules names lm_head"),
         ({"target_modules": ["q_proj"]}, "other modules than target_modules"),
         ({"target_modules": ["q_proj", "v_proj", "o_proj"]}, "other modules than target_modules"),
+        ({"layers_to_transform": [True]}, "layers_to_transform"),
+        ({"layers_to_transform": []}, "layers_to_transform"),
         ({"modules_to_save": ["lm_head"]}, "uses modules_to_save"),
         ({"auto_mapping": {"base_model_class": "Evil"}}, "uses auto_mapping"),
         ({"use_dora": True}, "uses use_dora"),
@@ -198,6 +200,18 @@ def test_files_changed_after_they_were_verified_are_refused(tmp_path: Path) -> N
     write(tmp_path, tensors(SHAPES, seed=1))
     with pytest.raises(AdapterRejected, match="changed after they were registered"):
         files.read_weights()
+
+
+def test_an_adapter_of_some_layers_needs_only_those(tmp_path: Path) -> None:
+    last = {module: shape for module, shape in SHAPES.items() if ".1." in module}
+    write(tmp_path, tensors(last))
+    with pytest.raises(AdapterRejected, match=r"both have model\.layers\.0\.self_attn\.q_proj"):
+        AdapterFiles.read(tmp_path).check_fits(base_model=BASE, base_shapes=SHAPES)
+    for layers in ([1], 1):
+        write(tmp_path, tensors(last), layers_to_transform=layers)
+        files = AdapterFiles.read(tmp_path)
+        assert files.layers == {1}
+        files.check_fits(base_model=BASE, base_shapes=SHAPES)
 
 
 @pytest.mark.parametrize(

