@@ -1,0 +1,38 @@
+"""What the whole suite shares: the real model, loaded once."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import pytest
+
+from gateway.engines.weights import base_model_directory
+
+if TYPE_CHECKING:
+    from gateway.engines.embedded import EmbeddedEngine
+
+
+@pytest.fixture(scope="session")
+def model_directory() -> Path:
+    """SmolLM2-135M-Instruct as the embedded engine loads it; converted once into the user's cache."""
+    return base_model_directory()
+
+
+@pytest.fixture(scope="session")
+def engine(model_directory: Path) -> Iterator[EmbeddedEngine]:
+    """The real engine on the real model. Whoever loads an adapter onto it unloads it again."""
+    from gateway.engines.embedded import EmbeddedEngine  # noqa: PLC0415  torch takes seconds to import
+
+    def refuse(*_arguments: object) -> NoReturn:
+        raise AssertionError("opening the engine must ask nothing of the network")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", refuse)
+        patch.setattr(socket, "getaddrinfo", refuse)
+        opened = EmbeddedEngine.open(model_directory)
+    yield opened
+    asyncio.run(opened.close())
