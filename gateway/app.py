@@ -25,7 +25,7 @@ from gateway.pipeline import Pipeline
 from gateway.registry import Registry, RegistryError
 from gateway.settings import Settings
 from gateway.state import Gateway
-from gateway.transactions import Transactions
+from gateway.transactions import Transactions, ledger_write
 from ledger_client import Log, Signer
 from metering import Books, Committer
 from retrieval import Embedder, MiniLM, Retriever
@@ -69,7 +69,7 @@ async def open_gateway(
     ledger = Log(signer)
     books = Books(ledger, settings.server.id, lambda: datetime.now(UTC))
     registry = Registry(ledger)
-    committer = Committer(database.write, ledger.seal)
+    committer = Committer(lambda: ledger_write(database, ledger), ledger.seal)
     try:
         with database.read() as connection:
             signer.verifier.open(ledger.checkpoint(connection))  # another key or origin must not sign on
@@ -81,6 +81,7 @@ async def open_gateway(
         embedding = embedder(settings)
         retriever = Retriever(settings.retrieval.index_file, embedding)
         transactions = Transactions(database, committer, metrics)
+        await transactions.read(retriever.sync)
         pipeline = Pipeline(
             transactions=transactions,
             books=books,

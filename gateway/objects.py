@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from attribution import Explanation, clipped
 from gateway.answers import GroundedPassage, SealedInputs
 from gateway.catalogue import ServedModel
 from gateway.scoring import Scored, table_digest
@@ -69,7 +72,7 @@ def attribution_record(
 ) -> AttributionRecord:
     """The log's record. Where there was nothing to score, its reason says so and the residual account has the pool."""
     players = [] if scored is None else _players(inputs, model, scored)
-    explanation = scored and scored.explanation
+    explanation = None if scored is None else scored.explanation
     return AttributionRecord(
         request_id=request_id,
         policy_index=model.policy_index,
@@ -81,6 +84,7 @@ def attribution_record(
             AttributedPlayer(**{key: player[key] for key in AttributedPlayer.__dataclass_fields__})
             for player in players
         ),
+        coalitions=() if explanation is None else _coalitions(explanation),
         split=tuple(lines),
         reason=_reason(scored),
         scores_digest=table_digest([player["token_scores_nats"] for player in players]),
@@ -136,6 +140,15 @@ def _players(inputs: SealedInputs, model: ServedModel, scored: Scored) -> list[d
             }
         )
     return players
+
+
+def _coalitions(explanation: Explanation) -> tuple[tuple[tuple[int, ...], float], ...]:
+    """Who was present, and v of it: with the estimator's rule, all that the scores follow from."""
+    values_nats = clipped(explanation.values_nats, explanation.floor_nats).sum(axis=1)
+    rows = explanation.plan.coalitions
+    return tuple(
+        (tuple(np.flatnonzero(row).tolist()), float(value)) for row, value in zip(rows, values_nats, strict=True)
+    )
 
 
 def _documents(inputs: SealedInputs) -> dict[str, GroundedPassage]:

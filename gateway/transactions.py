@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import sqlalchemy as sa
 
 from gateway.database import Database
 from gateway.metrics import Metrics
+from ledger_client import Log
 from metering import Committer
 
 T = TypeVar("T")
+
+
+@contextmanager
+def ledger_write(database: Database, ledger: Log) -> Iterator[sa.Connection]:
+    """A write transaction that holds the log's head from its start, as every writer must on a server database."""
+    with database.write() as connection:
+        ledger.lock(connection)
+        yield connection
 
 
 class Transactions:

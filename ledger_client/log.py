@@ -123,6 +123,13 @@ class Log:
     def __init__(self, signer: Signer) -> None:
         self._signer = signer
 
+    def lock(self, connection: Connection) -> None:
+        """Exclude other writers until the transaction ends. Call it first where a transaction writes other rows too.
+
+        Writers that take the log's head before anything else cannot deadlock. SQLite's BEGIN IMMEDIATE has done it.
+        """
+        _lock_head(connection)
+
     def append(self, connection: Connection, entry: Entry) -> Appended:
         """Add an entry, or find it: the same id with the same bytes is the same entry for ever.
 

@@ -147,8 +147,9 @@ class AttributionRecord:
     """What an answer owes to whom, and on which registrations in the log that rests.
 
     policy_index, adapter_index, document_indexes: log indexes. reason: why no contributor is paid, None when one is.
-    split: from `metering.split`; the books check it against the charge. scores_digest: SHA-256, in hex, of the table
-    of coalition scores.
+    coalitions: the values that the scores follow from: positions in `players` of those present, and the value in nats.
+    split: from `metering.split`; the books check it against the charge. scores_digest: SHA-256, in hex, of the scores
+    by token.
     """
 
     request_id: str
@@ -158,6 +159,7 @@ class AttributionRecord:
     estimator: EstimatorRun
     surplus_nats: float
     players: tuple[AttributedPlayer, ...]
+    coalitions: tuple[tuple[tuple[int, ...], float], ...]
     split: tuple[SplitLine, ...]
     reason: str | None
     scores_digest: str
@@ -171,6 +173,10 @@ class AttributionRecord:
             check_text("document", document, NAME)
             check_whole(f"the log index of {document}", index)
         _check_nats("surplus_nats", self.surplus_nats)
+        for present, value_nats in self.coalitions:
+            _check_nats("a coalition's value", value_nats)
+            if not set(present) <= set(range(len(self.players))):
+                raise MeteringError(f"a coalition is made of positions in the {len(self.players)} players")
         if self.reason is not None:
             check_text("reason", self.reason, REASON)
         check_text("scores_digest", self.scores_digest, DIGEST)
@@ -195,6 +201,7 @@ class AttributionRecord:
             "estimator": self.estimator.data(),
             "surplus_nats": _rounded(self.surplus_nats),
             "players": [player.data() for player in self.players],
+            "coalitions": [[list(present), _rounded(value_nats)] for present, value_nats in self.coalitions],
             "split": [
                 {
                     "account": line.account,

@@ -20,6 +20,7 @@ from rich.table import Table
 from gateway.database import Database
 from gateway.registry import Registry
 from gateway.settings import Settings, load
+from gateway.transactions import ledger_write
 from ledger_client import Log, Signer
 from metering import Books
 
@@ -49,7 +50,7 @@ class Office:
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
         """A write transaction; what it appended to the log is sealed before it commits."""
-        with self.database.write() as connection:
+        with ledger_write(self.database, self.log) as connection:
             yield connection
             self.log.seal(connection)
 

@@ -123,6 +123,7 @@ def attribution_record(
             )
             for player in players
         ),
+        "coalitions": (((), -20.0), (tuple(range(len(players))), -7.6543211)),
         "split": split(charge_nano, POLICY, players, request),
         "reason": None if any(player.share_ppm for player in players) else "no surplus",
         "scores_digest": digest("scores"),
