@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,7 @@ def test_writers_exclude_one_another_from_their_first_statement(tmp_path: Path) 
 
 def test_a_write_that_raises_leaves_nothing(database: Database) -> None:
     database.migrate()
-    with pytest.raises(RuntimeError, match="change of mind"), database.write() as connection:
+    with suppress(RuntimeError), database.write() as connection:
         connection.exec_driver_sql("INSERT INTO contributor VALUES ('a', 'A', 0, '')")
         raise RuntimeError("change of mind")
     with database.read() as connection:

@@ -105,7 +105,13 @@ def test_the_receipt_verifies_elsewhere_and_names_the_split(
     assert verified.ok, str(verified)
     assert verified.index == attributed["log_index"]
     assert verified.entry.data["split"] == [
-        {"account": s["account"], "role": s["role"], "kind": s["kind"], "item": s["id"], "amount_nano": s["amount_nano"]}
+        {
+            "account": s["account"],
+            "role": s["role"],
+            "kind": s["kind"],
+            "item": s["id"],
+            "amount_nano": s["amount_nano"],
+        }
         for s in attributed["split"]
     ]
     copy = tmp_path / "elsewhere.tlog-proof"
@@ -124,7 +130,7 @@ def test_the_receipt_verifies_elsewhere_and_names_the_split(
 
 
 def test_nothing_of_prompt_or_answer_is_in_the_log(gateway: Running) -> None:
-    secret = "xylophone-quartz-7714"  # noqa: S105 - a word to look for, not a password
+    secret = "xylophone-quartz-7714"
     asked = ask(gateway, f"What is {secret}?", max_tokens=8)
     books = gateway.books()
     with books.database.read() as connection:

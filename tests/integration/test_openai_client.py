@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import struct
 
 import httpx
@@ -53,9 +54,7 @@ def test_a_stream_with_usage_ends_with_it(gateway: Running) -> None:
 
 
 def test_the_streaming_helper(gateway: Running) -> None:
-    with gateway.client().chat.completions.stream(
-        model="smollm2", messages=ASK, max_tokens=6, temperature=0
-    ) as stream:
+    with gateway.client().chat.completions.stream(model="smollm2", messages=ASK, max_tokens=6, temperature=0) as stream:
         final = stream.get_final_completion()
     assert final.choices[0].finish_reason in {"length", "stop"}
     assert final.choices[0].message.content
@@ -137,23 +136,30 @@ def test_only_callers_ask(gateway: Running, role: str) -> None:
         gateway.client(role).chat.completions.create(model="guide", messages=ASK)
 
 
+GOOD = {"model": "guide", "messages": [{"role": "user", "content": "x"}]}
+
+
 @pytest.mark.parametrize(
     ("body", "param", "message"),
     [
         (b"{not json", None, "not JSON"),
         (b"[]", None, "dictionary"),
-        (b'{"model": "guide"}', "messages", "required"),
-        (b'{"model": "guide", "messages": []}', "messages", "at least 1"),
-        (b'{"model": 3, "messages": [{"role": "user", "content": "x"}]}', "model", "string"),
-        (b'{"model": "guide", "messages": [{"role": "wizard", "content": "x"}]}', "messages.0.role", "user"),
-        (b'{"model": "guide", "messages": [{"role": "user", "content": "x"}], "max_tokens": "9"}', "max_tokens", "int"),
-        (b'{"model": "guide", "messages": [{"role": "user", "content": "x"}], "temperature": 9}', "temperature", "2"),
-        (b'{"model": "guide", "messages": [{"role": "user", "content": "x"}], "prompt_logprobs": 1}', "prompt_logprobs", "not supported"),
-        (b'{"model": "guide", "messages": [{"role": "user", "content": "x"}], "corpora": ["town"]}', "corpora", "harbour"),
+        ({"model": "guide"}, "messages", "required"),
+        ({"model": "guide", "messages": []}, "messages", "at least 1"),
+        (GOOD | {"model": 3}, "model", "string"),
+        (GOOD | {"messages": [{"role": "wizard", "content": "x"}]}, "messages.0.role", "user"),
+        (GOOD | {"max_tokens": "9"}, "max_tokens", "int"),
+        (GOOD | {"temperature": 9}, "temperature", "2"),
+        (GOOD | {"prompt_logprobs": 1}, "prompt_logprobs", "not supported"),
+        (GOOD | {"corpora": ["town"]}, "corpora", "harbour"),
+        (GOOD | {"stream_options": {"include_usage": True}}, None, "needs stream"),
     ],
-)  # fmt: skip
-def test_a_bad_body_names_what_to_change(gateway: Running, body: bytes, param: str | None, message: str) -> None:
-    answer = gateway.http().post("/v1/chat/completions", content=body)
+)
+def test_a_bad_body_names_what_to_change(
+    gateway: Running, body: bytes | dict[str, object], param: str | None, message: str
+) -> None:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    answer = gateway.http().post("/v1/chat/completions", content=content)
     assert answer.status_code == 400
     error = answer.json()["error"]
     assert error.keys() == {"message", "type", "param", "code"}

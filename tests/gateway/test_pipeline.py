@@ -1,0 +1,309 @@
+"""Faults, staged with an engine that fails on command: whatever happens, the money is right and nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from gateway import answers, pipeline
+from gateway.app import open_gateway
+from gateway.auth import create_key
+from gateway.cli.context import office
+from gateway.cli.material import ingest_paths
+from gateway.database import Database
+from gateway.engines import EngineUnavailable, PromptTooLong, SamplingParams
+from gateway.exchange import Question
+from gateway.grounding import Message
+from gateway.identifiers import new_id
+from gateway.settings import load
+from gateway.state import Gateway
+from ledger_client import Entry, Signer, fsck, fsck_derived
+from metering import CommitError, InsufficientCredit, balances
+from retrieval import Terms
+from tests.fakes import FakeEngine
+from tests.retrieval.kit import HashingEmbedder
+
+CONFIG = """
+[[policies]]
+name = "default"
+
+[[models]]
+name = "plain"
+base = "fake-base"
+price = { prompt = "0.001", completion = "1.000" }
+
+[[models]]
+name = "guide"
+base = "fake-base"
+corpora = ["town"]
+price = { prompt = "0.001", completion = "1.000" }
+"""
+CREDIT_NANO = 100_000_000
+
+
+class Site:
+    """A folder with books, a caller with credit, and an engine to fail."""
+
+    def __init__(self, folder: Path) -> None:
+        self.config = folder / "tributary.toml"
+        self.config.write_text(CONFIG)
+        self.engine = FakeEngine(text="The bell was cast by Petra.")
+        Signer.generate("tributary.local/log").save(folder / "log.key")
+        self.embedder = HashingEmbedder()
+        self.settings = load(self.config)
+        database = Database(self.settings.database.url)
+        database.migrate()
+        database.close()
+        page = folder / "bell.md"
+        page.write_text("# The bell\nThe bell was cast by Petra in 1803.\n")
+        with office(self.config) as o:
+            with o.write() as connection:
+                o.registry.add_contributor(connection, "ada", "Ada")
+                self.caller = create_key(connection, role="caller", name="me").principal.subject
+                o.books.grant_credit(connection, self.caller, CREDIT_NANO, "test", new_id("grant"))
+            ingest_paths(o, self.embedder, [page], Terms(corpus="town", owner="ada", licence="CC0-1.0"))
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Gateway]:
+        async with open_gateway(
+            self.settings, engine=lambda _: self.engine, embedder=lambda _: self.embedder
+        ) as gateway:
+            yield gateway
+
+    def question(self, gateway: Gateway, model: str = "plain", **options: Any) -> Question:
+        served = gateway.catalogue.find(model, "chat")
+        return Question(
+            model=served,
+            corpora=served.corpora,
+            top_k=served.top_k,
+            messages=(Message(role="user", content="Who cast the bell?"),),
+            sampling=SamplingParams(max_tokens=100, temperature=0),
+            **options,
+        )
+
+    def entries(self, kind: str) -> list[dict[str, Any]]:
+        with office(self.config) as o, o.database.read() as connection:
+            found = [Entry.decode(raw) for _, raw in o.log.entries(connection)]
+        return [dict(entry.data) for entry in found if entry.type == kind]
+
+    def check(self) -> dict[str, int]:
+        """Every invariant holds and nothing is reserved; returns the balances."""
+        with office(self.config) as o, o.database.read() as connection:
+            held = dict(balances(connection))
+            found = fsck(o.log.entries(connection), o.log.checkpoints(connection), held, o.signer.verifier)
+            assert found + fsck_derived(connection) == []
+            assert o.books.balance(connection, self.caller).pending_nano == 0
+        return held
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_the_last_byte_goes_only_when_the_usage_is_in_the_log(site: Site) -> None:
+    async with site.open() as gateway:
+        answer = await gateway.pipeline.open(site.caller, site.question(gateway))
+        text = "".join([delta.text async for delta in answer.deltas()])
+        usage = site.entries("usage.recorded")
+    assert text == site.engine.text
+    assert [entry["request_id"] for entry in usage] == [answer.request_id]
+    assert usage[0]["completion_tokens"] == len(text)
+    assert int(usage[0]["charge_nano"]) == len(answer.prompt_ids) + 1000 * len(text)
+    site.check()
+
+
+async def test_an_engine_that_fails_midway_is_paid_for_what_it_said(site: Site) -> None:
+    site.engine.fail_after = 5
+    async with site.open() as gateway:
+        answer = await gateway.pipeline.open(site.caller, site.question(gateway))
+        with pytest.raises(EngineUnavailable):
+            [delta async for delta in answer.deltas()]
+    (usage,) = site.entries("usage.recorded")
+    assert (usage["completion_tokens"], usage["finish_reason"]) == (5, "error")
+    site.check()
+
+
+async def test_an_engine_that_fails_at_once_costs_nothing(site: Site) -> None:
+    site.engine.fail_after = 0
+    async with site.open() as gateway:
+        answer = await gateway.pipeline.open(site.caller, site.question(gateway))
+        with pytest.raises(EngineUnavailable):
+            [delta async for delta in answer.deltas()]
+    assert site.entries("usage.recorded") == []
+    assert [entry["reason"] for entry in site.entries("request.voided")] == ["engine_error"]
+    assert site.check()[site.caller] == CREDIT_NANO
+
+
+@pytest.mark.parametrize("read", [0, 1, 5])
+async def test_a_client_that_leaves_pays_for_what_was_generated(site: Site, read: int) -> None:
+    site.engine.delay_s = 0.02
+    async with site.open() as gateway:
+        answer = await gateway.pipeline.open(site.caller, site.question(gateway))
+        deltas = answer.deltas()
+        for _ in range(read):
+            await anext(deltas)
+        answer.abandon()
+        await until(lambda: bool(site.entries("usage.recorded")))
+    (usage,) = site.entries("usage.recorded")
+    assert usage["finish_reason"] == "cancelled"
+    assert max(read, 1) <= usage["completion_tokens"] < len(site.engine.text)
+    site.check()
+
+
+async def test_a_prompt_that_is_too_long_is_refused_and_reserves_nothing(site: Site) -> None:
+    site.engine.context_tokens = 10
+    async with site.open() as gateway:
+        with pytest.raises(PromptTooLong):
+            await gateway.pipeline.open(site.caller, site.question(gateway))
+    assert [entry["reason"] for entry in site.entries("request.voided")] == ["PromptTooLong"]
+    assert site.check()[site.caller] == CREDIT_NANO
+
+
+async def test_no_credit_means_no_work(site: Site) -> None:
+    async with site.open() as gateway:
+        with pytest.raises(InsufficientCredit):
+            await gateway.pipeline.open(f"caller:{new_id('acct')}", site.question(gateway))
+    assert site.engine.prompts == []
+    assert site.entries("request.voided") == []
+
+
+async def test_credit_cannot_be_reserved_twice(site: Site) -> None:
+    site.engine.delay_s = 0.01
+    async with site.open() as gateway:
+        opened = await asyncio.gather(
+            *(gateway.pipeline.open(site.caller, site.question(gateway)) for _ in range(40)), return_exceptions=True
+        )
+        admitted = [answer for answer in opened if not isinstance(answer, BaseException)]
+        refused = [error for error in opened if isinstance(error, InsufficientCredit)]
+        assert len(admitted) == CREDIT_NANO // (4096 * 1000) == 24
+        assert len(admitted) + len(refused) == 40
+        for answer in admitted:
+            assert [delta async for delta in answer.deltas()]
+    site.check()
+
+
+async def test_stopping_the_gateway_meters_what_is_under_way(site: Site) -> None:
+    site.engine.delay_s = 0.02
+    async with site.open() as gateway:
+        for _ in range(3):
+            answer = await gateway.pipeline.open(site.caller, site.question(gateway))
+            await anext(answer.deltas())
+    assert len(site.entries("usage.recorded")) == 3
+    site.check()
+
+
+async def test_a_crash_between_admission_and_metering_is_voided_at_the_next_start(site: Site) -> None:
+    with office(site.config) as o, o.write() as connection:
+        o.books.admit(connection, site.caller, 5000, new_id("req"))
+    async with site.open():
+        pass
+    (voided,) = site.entries("request.voided")
+    assert "stopped before" in voided["reason"]
+    assert site.check()[site.caller] == CREDIT_NANO
+
+
+async def test_a_commit_that_fails_is_told_and_the_answer_is_not_called_complete(site: Site) -> None:
+    async with site.open() as gateway:
+        answer = await gateway.pipeline.open(site.caller, site.question(gateway))
+        gateway.log.seal = _fail  # type: ignore[method-assign]
+        pipeline_committer = gateway.pipeline._transactions._committer
+        pipeline_committer._seal = _fail
+        with pytest.raises(CommitError):
+            [delta async for delta in answer.deltas()]
+        del gateway.log.seal
+        pipeline_committer._seal = gateway.log.seal
+    assert site.entries("usage.recorded") == []
+    async with site.open():  # the next start ends what the failure left open
+        pass
+    assert len(site.entries("request.voided")) == 1
+    site.check()
+
+
+def _fail(_connection: object) -> None:
+    raise OSError("no space left on device")
+
+
+async def test_attribution_follows_and_pays_the_owner(site: Site) -> None:
+    site.engine.score_as = lambda prompt, answer: [-0.1 if "Petra in 1803" in prompt else -2.0] * len(answer)
+    async with site.open() as gateway:
+        answer = await gateway.pipeline.open(site.caller, site.question(gateway, "guide", mode="inline"))
+        assert [delta async for delta in answer.deltas()]
+    assert answer.attribution["status"] == "attributed"
+    assert [player["share_ppm"] for player in answer.attribution["players"]] == [1_000_000]
+    charge_nano = int(answer.attribution["charge_nano"])
+    held = site.check()
+    assert held["suspense"] == 0
+    assert held["contributor:ada"] == pytest.approx(charge_nano * 0.7, abs=1)
+    (record,) = site.entries("answer.attributed")
+    assert record["coalitions"] == [[[], -2.0 * 27], [[0], pytest.approx(-0.1 * 27)]]
+
+
+async def test_an_answer_that_no_document_helped_pays_no_owner(site: Site) -> None:
+    async with site.open() as gateway:
+        answer = await gateway.pipeline.open(site.caller, site.question(gateway, "guide", mode="inline"))
+        assert [delta async for delta in answer.deltas()]
+    assert "do not make the answer more likely" in answer.attribution["reason"]
+    assert "contributor:ada" not in site.check()
+
+
+async def test_a_scorer_that_returns_nonsense_fails_the_job_and_leaves_the_money_in_suspense(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "RETRY_S", 0)
+    site.engine.score_as = lambda _prompt, answer: [float("nan")] * len(answer)
+    async with site.open() as gateway:
+        answer = await gateway.pipeline.open(site.caller, site.question(gateway, "guide"))
+        assert [delta async for delta in answer.deltas()]
+        charge_nano = int(answer.attribution["charge_nano"])
+
+        async def status() -> str:
+            row = await gateway.transactions.read(lambda c: answers.find(c, answer.request_id))
+            return row.status
+
+        async with asyncio.timeout(20):
+            while await status() == "pending":
+                await asyncio.sleep(0.01)
+        row = await gateway.transactions.read(lambda c: answers.find(c, answer.request_id))
+    assert (row.status, row.attempts, row.inputs) == ("failed", pipeline.ATTEMPTS_MAX, None)
+    assert "NaN" in orjson.loads(row.attribution)["reason"]
+    assert site.check()["suspense"] == charge_nano
+
+
+async def test_a_job_that_a_stop_interrupted_is_done_by_the_next_start(site: Site) -> None:
+    site.engine.score_as = lambda prompt, answer: [-0.1 if "Petra in 1803" in prompt else -2.0] * len(answer)
+    async with site.open() as gateway:
+        gateway.pipeline._attribute = _never  # type: ignore[method-assign]
+        answer = await gateway.pipeline.open(site.caller, site.question(gateway, "guide"))
+        assert [delta async for delta in answer.deltas()]
+    assert site.entries("answer.attributed") == []
+    site.engine.down = False
+    async with site.open():
+        await until(lambda: bool(site.entries("answer.attributed")))
+    assert site.check()["suspense"] == 0
+
+
+async def _never(_request_id: str) -> dict[str, Any]:
+    raise asyncio.CancelledError
+
+
+async def test_asking_twice_for_an_attribution_records_it_once(site: Site) -> None:
+    async with site.open() as gateway:
+        answer = await gateway.pipeline.open(site.caller, site.question(gateway, "guide"))
+        assert [delta async for delta in answer.deltas()]
+        found = await asyncio.gather(*(gateway.pipeline.attribute(answer.request_id) for _ in range(5)))
+    assert {one["status"] for one in found} == {"attributed"}
+    assert len(site.entries("answer.attributed")) == 1
+    site.check()
