@@ -8,7 +8,7 @@ from pathlib import Path
 
 from attribution import ESTIMATORS, TWO_END
 from benchmarks.attribution.recording import Recording
-from benchmarks.attribution.replay import Summary, replay, summarise
+from benchmarks.attribution.replay import Summary, idle_changes_nats, lead, replay, summarise
 
 TABLE = Path(__file__).with_name("table.json")
 
@@ -17,12 +17,19 @@ def main() -> None:
     """Print the comparison and, last, the line that scripts read."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.attribution", description=__doc__)
     parser.add_argument("--table", type=Path, default=TABLE, help="the recorded games (default: %(default)s)")
+    parser.add_argument("--record", action="store_true", help="score everything again on the real model first")
+    parser.add_argument("--questions", type=int, default=12, help="how many to record (default: %(default)s)")
     arguments = parser.parse_args()
 
+    if arguments.record:
+        from benchmarks.attribution.record import record  # noqa: PLC0415 - needs the engine, which replaying does not
+
+        record(arguments.questions).write(arguments.table)
     recording = Recording.read(arguments.table)
     summaries = {name: summarise(replay(recording, estimator)) for name, estimator in ESTIMATORS.items()}
     print(f"{len(recording.answers)} answers, scored by {recording.engine}\n")
     print_table(summaries)
+    print_documents(recording)
     print("RESULT " + json.dumps(result(summaries)))
 
 
@@ -36,6 +43,18 @@ def print_table(summaries: dict[str, Summary]) -> None:
             f"  {s.lds:>5.3f}  {s.lds_ratio:>10.3f}  {s.rank:>10.3f}"
         )
     print("\nTV: fraction of the contributors' pool that goes elsewhere than under exact; LDS: over all coalitions.\n")
+
+
+def print_documents(recording: Recording) -> None:
+    """Print whether the document that holds an answer leads, and what documents of no share are worth."""
+    found = [lead(answer, recording.noise_nats) for answer in recording.answers]
+    idle = [change for answer in recording.answers for change in idle_changes_nats(answer, recording.noise_nats)]
+    print(f"the document that holds the answer takes the largest document share: {sum(found)} of {len(found)}")
+    if idle:
+        print(
+            f"leaving out a document under 1 % ({len(idle)} of them) moves log p of the answer by ≤ {max(idle):.2f} nats"
+        )
+    print()
 
 
 def result(summaries: dict[str, Summary]) -> dict[str, float | None]:

@@ -17,10 +17,14 @@ _DECIMALS = 4
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RecordedAnswer:
-    """One answer: what was asked, the text that was emitted, and the value of every coalition."""
+    """One answer: what was asked, the text that was emitted, and the value of every coalition.
+
+    holders: ids of the documents that hold what was asked for, retrieved or not.
+    """
 
     question: str
     answer: str
+    holders: tuple[str, ...]
     game: ValueTable
 
 
@@ -50,6 +54,7 @@ def _answer_to_json(answer: RecordedAnswer) -> dict[str, Any]:
     return {
         "question": answer.question,
         "answer": answer.answer,
+        "holders": list(answer.holders),
         "players": [asdict(player) for player in answer.game.players],
         "values_nats": answer.game.values.round(_DECIMALS).tolist(),
     }
@@ -58,4 +63,4 @@ def _answer_to_json(answer: RecordedAnswer) -> dict[str, Any]:
 def _answer_from_json(data: dict[str, Any]) -> RecordedAnswer:
     players = tuple(Player(**player) for player in data["players"])
     game = ValueTable(players=players, values=np.array(data["values_nats"]))
-    return RecordedAnswer(question=data["question"], answer=data["answer"], game=game)
+    return RecordedAnswer(question=data["question"], answer=data["answer"], holders=tuple(data["holders"]), game=game)

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from attribution import (
+    DEFAULT_FLOOR_NATS,
     EXACT,
+    TWO_END,
     WHOLE_PPM,
     Estimator,
     additive_fit,
@@ -74,6 +76,33 @@ def summarise(comparisons: Sequence[Comparison]) -> Summary:
         lds_ratio=lds / float(np.mean([comparison.lds_ceiling for comparison in comparisons])),
         rank=float(np.nanmean([comparison.rank for comparison in comparisons])),
     )
+
+
+def lead(answer: RecordedAnswer, noise_nats: float) -> bool:
+    """Whether a document that holds the answer has the largest share of all documents, by the default estimator."""
+    shares = _document_shares(answer, noise_nats)
+    return max(shares, key=lambda player: shares[player]) in answer.holders
+
+
+def idle_changes_nats(answer: RecordedAnswer, noise_nats: float) -> list[float]:
+    """How far log p of the answer moves, in nats, when a document with a share below 1 % is left out; one for each."""
+    shares = _document_shares(answer, noise_nats)
+    totals = clipped(answer.game.values, DEFAULT_FLOOR_NATS).sum(axis=1)
+    full = len(totals) - 1
+    return [
+        float(abs(totals[full] - totals[full & ~(1 << position)]))
+        for position, player in enumerate(answer.game.players)
+        if player.kind == "document" and shares[player.id] < WHOLE_PPM // 100
+    ]
+
+
+def _document_shares(answer: RecordedAnswer, noise_nats: float) -> dict[str, int]:
+    game = answer.game
+    found = explain(
+        game.score, game.players, estimator=TWO_END, noise_nats=noise_nats, tie_key=answer.question.encode()
+    )
+    pairs = zip(game.players, found.shares_ppm, strict=True)
+    return {player.id: share for player, share in pairs if player.kind == "document"}
 
 
 def _compare(answer: RecordedAnswer, estimator: Estimator, noise_nats: float) -> Comparison:

@@ -20,7 +20,7 @@ def recording(*worths):
     for i, worth in enumerate(worths):
         players = tuple(documents(len(worth).bit_length() - 1))
         game = ValueTable(players=players, values=np.array(worth, dtype=float)[:, None])
-        answers.append(RecordedAnswer(question=f"question {i}?", answer="yes", game=game))
+        answers.append(RecordedAnswer(question=f"question {i}?", answer="yes", holders=(), game=game))
     return Recording(engine="by hand", noise_nats=0.001, answers=tuple(answers))
 
 
