@@ -17,8 +17,10 @@ from gateway.engines.tokenizer import ChatTokenizer
 from gateway.engines.weights import BASE_MODEL, model_digest
 from gateway.grounding import Message
 
-# Rounding differs with the shape of a forward pass. Measured on SmolLM2-135M over answers of 5 to 60 tokens.
-_NOISE_NATS: Mapping[Dtype, float] = {"fp32": 1e-3, "bf16": 0.5}
+# Rounding differs with the shape of the forward passes that an answer is scored in. Measured on SmolLM2-135M, where 32
+# prompts' answers of 17 to 38 tokens were scored alone and with shared beginnings: a standard deviation of 6e-6 nats in
+# fp32 and 0.14 in bf16. For fp32 the tolerance of an audit is declared, for an audit crosses machines.
+_NOISE_NATS: Mapping[Dtype, float] = {"fp32": 1e-3, "bf16": 0.2}
 
 # What a new adapter must change the expectation of; any ordinary text does.
 _PROBE = "Which river runs through the capital of France? The Seine runs through Paris, the capital of France."

@@ -79,7 +79,7 @@ class Batch:
     """Answers with the same adapter that take each step in one forward pass.
 
     One cache holds them all, each row padded on the left to the longest; the padding is masked, and positions are
-    counted without it. A batched step costs hardly more than a single one, whose time goes into reading the weights.
+    counted without it. Much of a step's time goes into reading the weights, which a batch reads once.
     """
 
     def __init__(self, adapter: str | None) -> None:
