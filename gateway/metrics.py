@@ -81,6 +81,9 @@ class Metrics:
             "tributary_credit_nano_total", "Credited by splits, nano-USD, by role", ("role",)
         )
         self.adapter_loads = self._counter("tributary_adapter_loads_total", "Adapters loaded into the engine", ())
+        self.adapter_evictions = self._counter(
+            "tributary_adapter_evictions_total", "Adapters taken out of the engine to make room", ()
+        )
         self.routing = self._counter(
             "tributary_routing_decisions_total", "Requests by served model and why", ("gen_ai_request_model", "reason")
         )

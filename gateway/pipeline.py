@@ -261,20 +261,25 @@ class Pipeline:
         """Attribute what waits, oldest first, for as long as the gateway runs."""
         while True:
             self._work_arrived.clear()
-            waiting = await self._transactions.read(answers.pending)
-            for request_id in waiting:
-                finished = await self.attribute(request_id)
-                if finished["status"] == "pending":
-                    await asyncio.sleep(RETRY_S)
-            if not waiting:
+            try:
+                waiting = await self._transactions.read(answers.pending)
+                outcomes = [(await self.attribute(request_id))["status"] for request_id in waiting]
+            except Exception:
+                log.exception("attribution_stalled")  # the database is gone, say; the queue in it is not
+                outcomes = ["pending"]
+            if "pending" in outcomes:
+                await asyncio.sleep(RETRY_S)
+            elif not outcomes:
                 await self._work_arrived.wait()
 
     # Underneath.
 
     async def close(self) -> None:
-        """Stop generating, meter what was generated, and return when it is committed."""
+        """Stop generating, meter what was generated, and return when it is committed. Attribution jobs keep."""
         for answer in self._answering:
             answer.abandon()
+        for task in self._attributing.values():
+            task.cancel()
         while self._tasks:
             await asyncio.wait(self._tasks)
 

@@ -52,7 +52,7 @@ def print_documents(recording: Recording) -> None:
     print(f"the document that holds the answer takes the largest document share: {sum(found)} of {len(found)}")
     if idle:
         print(
-            f"leaving out a document under 1 % ({len(idle)} of them) moves log p of the answer by ≤ {max(idle):.2f} nats"
+            f"leaving out a document under 1 % ({len(idle)} of them) moves log p of an answer by ≤ {max(idle):.2f} nats"
         )
     print()
 
