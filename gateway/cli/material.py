@@ -72,7 +72,7 @@ def ingest_paths(
         )
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True) as bar:
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task(f"ingesting into {terms.corpus}", total=None)
         outcomes = list(
             retrieval.ingest(

@@ -75,7 +75,8 @@ def _line(claim: str) -> Line:
 def run_fsck(config: ConfigOption = DEFAULT_CONFIG, *, as_json: JsonOption = False) -> None:
     """Check every invariant from the stored bytes: entries, tree, checkpoints, postings, balances."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed}"), TimeElapsedColumn())
-    with office(config) as o, o.database.read() as connection, Progress(*columns, console=err, transient=True) as bar:
+    progress = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+    with office(config) as o, o.database.read() as connection, progress as bar:
         task = bar.add_task("entries checked")
         findings = fsck(
             o.log.entries(connection),

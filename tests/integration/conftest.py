@@ -9,42 +9,48 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 
 import httpx
 import openai
 import pytest
 
-from gateway.cli.context import Office, office
+from gateway.cli.context import office
 from gateway.cli.demo import Site, lay_out
 
 START_S = 300
 EXAMPLES = Path("examples").resolve()
 
 
-@dataclass(frozen=True, kw_only=True)
 class Running:
     """A gateway that answers. keys: secrets by role."""
 
-    url: str
-    config: Path
-    keys: dict[str, str]
-    pid: int
-    log_file: Path
+    def __init__(self, url: str, config: Path, keys: dict[str, str], log_file: Path, clients: ExitStack) -> None:
+        self.url = url
+        self.config = config
+        self.keys = keys
+        self.log_file = log_file
+        self._clients = clients
 
-    def client(self, role: str = "caller") -> openai.OpenAI:
+    @cache  # noqa: B019 - lives as long as the suite
+    def client(self, role: str = "caller", key: str | None = None) -> openai.OpenAI:
         """The official client, with nothing changed but its address."""
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.keys[role], max_retries=0, timeout=300)
+        made = openai.OpenAI(base_url=f"{self.url}/v1", api_key=key or self.keys[role], max_retries=0, timeout=300)
+        return self._clients.enter_context(made)
 
-    def http(self, role: str | None = "caller") -> httpx.Client:
+    @cache  # noqa: B019
+    def http(self, role: str = "caller", key: str | None = None) -> httpx.Client:
         """A plain client."""
-        headers = {"Authorization": f"Bearer {self.keys[role]}"} if role else {}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=300)
+        headers = {"Authorization": f"Bearer {key or self.keys[role]}"}
+        return self._clients.enter_context(httpx.Client(base_url=self.url, headers=headers, timeout=300))
 
-    def books(self) -> Office:
-        """The books behind it, as an operator's commands open them."""
-        return office(self.config).__enter__()
+    @contextmanager
+    def entries(self) -> Iterator[Iterator[tuple[int, bytes]]]:
+        """The log as it is stored."""
+        with office(self.config) as o, o.database.read() as connection:
+            yield o.log.entries(connection)
 
 
 @pytest.fixture(scope="session")
@@ -81,7 +87,8 @@ def gateway(site: tuple[Site, dict[str, str]]) -> Iterator[Running]:
             except httpx.TransportError:
                 time.sleep(0.2)
         config = where.folder / "tributary.toml"
-        yield Running(url=url, config=config, keys=keys, pid=server.pid, log_file=log_file)
+        with ExitStack() as clients:
+            yield Running(url, config, keys, log_file, clients)
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(60)

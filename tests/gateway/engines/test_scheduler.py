@@ -27,7 +27,7 @@ def prompt_of(tokens: int, seed: int = 0) -> list[int]:
 
 async def eventually(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110  the thread that is watched knows nothing of asyncio
+        while not condition():
             await asyncio.sleep(0.001)
 
 
