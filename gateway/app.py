@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
+from typing import Any
 
 import sqlalchemy as sa
 import structlog
@@ -15,6 +16,7 @@ import attribution
 from gateway import answers, errors
 from gateway.api import answers as answer_routes
 from gateway.api import contributors, openai, operations, transparency
+from gateway.api.requests import body_schemas
 from gateway.catalogue import Catalogue, publish
 from gateway.database import Database
 from gateway.embeddings import Embeddings
@@ -135,6 +137,14 @@ def create_app(
     for routes in (openai, answer_routes, contributors, transparency, operations):
         app.include_router(routes.router)
     app.add_middleware(Observed)
+    described = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = described()
+        document["components"]["schemas"] |= body_schemas()
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
     return app
 
 

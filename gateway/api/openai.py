@@ -9,9 +9,17 @@ from typing import Any
 import orjson
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
-from gateway.api.requests import ChatRequest, CompletionRequest, EmbeddingRequest, encode_vector, read_body
+from gateway.api.requests import (
+    SCHEMA_REFERENCE,
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    encode_vector,
+    read_body,
+)
 from gateway.catalogue import ServedModel
 from gateway.engines import Delta, SamplingParams
 from gateway.errors import BadRequestError, body_of
@@ -24,10 +32,9 @@ router = APIRouter(prefix="/v1", tags=["OpenAI"])
 Chunk = dict[str, Any]
 
 
-def _takes(kind: type[ChatRequest | CompletionRequest | EmbeddingRequest]) -> dict[str, Any]:
+def _takes(kind: type[BaseModel]) -> dict[str, Any]:
     """The OpenAPI fragment of a route that reads its own body."""
-    schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
-    schema.pop("$defs", None)
+    schema = {"$ref": SCHEMA_REFERENCE.format(model=kind.__name__)}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 

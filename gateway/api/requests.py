@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import orjson
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError, model_validator
+from pydantic.json_schema import models_json_schema
 
 from gateway.errors import BadRequestError
 
@@ -19,6 +20,7 @@ Body = TypeVar("Body", bound=BaseModel)
 Ignored = Any
 
 TEXT_MAX = 1_000_000
+SCHEMA_REFERENCE = "#/components/schemas/{model}"
 
 
 class _Body(BaseModel):
@@ -121,6 +123,14 @@ class EmbeddingRequest(_Body):
     def texts(self) -> list[str]:
         """The inputs as a list."""
         return [self.input] if isinstance(self.input, str) else self.input
+
+
+def body_schemas() -> dict[str, Any]:
+    """The JSON schemas of every body that a route reads for itself, for the OpenAPI document."""
+    kinds: list[type[BaseModel]] = [ChatRequest, CompletionRequest, EmbeddingRequest]
+    _, schemas = models_json_schema([(kind, "validation") for kind in kinds], ref_template=SCHEMA_REFERENCE)
+    found: dict[str, Any] = schemas["$defs"]
+    return found
 
 
 async def read_body(request: Request, kind: type[Body], limit_bytes: int) -> Body:

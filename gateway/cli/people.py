@@ -99,7 +99,7 @@ def list_all(config: ConfigOption = DEFAULT_CONFIG, *, as_json: JsonOption = Fal
     with office(config) as o, o.database.read() as connection:
         rows = []
         for row in list_keys(connection):
-            fields = dict(row._mapping)
+            fields = {str(name): value for name, value in row._mapping.items()}
             caller = fields["role"] == "caller"
             available = o.books.balance(connection, fields["subject"]).available_nano if caller else None
             rows.append(fields | {"available_usd": None if available is None else usd(available)})

@@ -1,0 +1,193 @@
+"""The command as a person types it: what it prints, how it exits, and that a refusal writes nothing."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import stat
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.cli import main, material
+from tests.retrieval.kit import HashingEmbedder
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """`tributary …` in a folder of its own that `init` has prepared."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(material, "make_embedder", lambda _settings: HashingEmbedder(name="all-minilm-l6-v2"))
+
+    def run(*arguments: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["tributary", *arguments])
+        capsys.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as exit_:
+            code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    assert run("init").code == 0
+    return run
+
+
+def entries(run: Run) -> int:
+    count: int = run("fsck", "--json").json["entries"]
+    return count
+
+
+def test_init_makes_private_files_and_overwrites_nothing(run: Run, tmp_path: Path) -> None:
+    key = (tmp_path / "log.key").read_bytes()
+    (tmp_path / "tributary.toml").write_text("[server]\nport = 1234\n")
+    assert run("init").code == 0
+    assert (tmp_path / "log.key").read_bytes() == key
+    assert "1234" in (tmp_path / "tributary.toml").read_text()
+    assert {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("log.key", "tributary.db")} == {0o600}
+
+
+def test_a_key_file_that_others_can_read_is_refused(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "log.key").chmod(0o644)
+    refused = run("contributor", "list")
+    assert (refused.code, "chmod 600" in refused.err) == (1, True)
+
+
+def test_a_config_key_that_does_not_exist_stops_every_command(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "tributary.toml").write_text("[server]\nprot = 1\n")
+    for command in (["serve"], ["config", "check"], ["fsck"], ["key", "list"]):
+        refused = run(*command)
+        assert (refused.code, "server.prot: this key does not exist" in refused.err) == (1, True), command
+
+
+def test_usage_errors_exit_with_2(run: Run) -> None:
+    assert run("key", "create", "--role", "wizard", "--name", "x").code == 2
+    assert run("key", "create", "--role", "operator", "--name", "x", "--credit", "1").code == 2
+    assert run("key", "create", "--role", "caller", "--name", "x", "--credit", "-1").code == 2
+    assert run("ingest", "nowhere.md", "--corpus", "c", "--owner", "o").code == 2
+    assert run("nonsense").code == 2
+
+
+def test_contributors(run: Run) -> None:
+    first = run("contributor", "add", "ada", "--name", "Ada Brandt", "--json").json
+    assert first["log_index"] == 0
+    assert run("contributor", "add", "ada", "--name", "Ada Brandt", "--json").json["log_index"] == 0
+    clash = run("contributor", "add", "ada", "--name", "Somebody Else")
+    assert (clash.code, "registered already, as 'Ada Brandt'" in clash.err) == (1, True)
+    assert run("contributor", "add", "Not A Slug").code == 1
+    assert [row["id"] for row in run("contributor", "list", "--json").json] == ["ada"]
+    assert "Ada Brandt" in run("contributor", "show", "ada").out
+    assert run("contributor", "show", "ben").code == 1
+    assert entries(run) == 1
+
+
+def test_keys(run: Run) -> None:
+    secret = run("key", "create", "--role", "caller", "--name", "app", "--credit", "1.50").out.strip()
+    assert secret.startswith("trib-caller-")
+    (listed,) = run("key", "list", "--json").json
+    assert (listed["name"], listed["available_usd"]) == ("app", "1.500000000")
+    assert secret not in run("key", "list", "--json").out
+    assert "2.000000000 USD" in run("key", "credit", "app", "0.5").out
+    assert run("key", "credit", "app", "0.0000000001").code == 2
+    assert run("key", "revoke", "app").code == 0
+    assert run("key", "revoke", "app").code == 1
+    assert run("key", "create", "--role", "contributor", "--name", "x", "--contributor", "nobody").code == 1
+
+
+def test_documents(run: Run, tmp_path: Path) -> None:
+    run("contributor", "add", "ada")
+    page = tmp_path / "clock.md"
+    page.write_text("# The clock\nThe clock was built by Petra.\n")
+    command = ("ingest", str(page), "--corpus", "mill", "--owner", "ada", "--licence", "CC0-1.0", "--json")
+    (added,) = run(*command).json
+    assert (added["outcome"], entries(run)) == ("added", 2)
+    assert [row["outcome"] for row in run(*command).json] == ["unchanged"]
+    assert entries(run) == 2
+    page.write_text("# The clock\nThe clock was built by Petra Voss.\n")
+    assert [row["outcome"] for row in run(*command).json] == ["replaced"]
+    assert entries(run) == 3
+    shown = run("document", "show", added["document"], "--json").json
+    assert (shown["owner"], shown["text"]) == ("ada", "The clock was built by Petra Voss.")
+    assert run("document", "withdraw", added["document"], "--json").json["changed"] is True
+    assert run("document", "withdraw", added["document"], "--json").json["changed"] is False
+    assert entries(run) == 4
+    assert run("document", "list", "--json").json[0]["withdrawn_at"] is not None
+    assert run("document", "withdraw", "doc_0000000000000000").code == 1
+
+
+def test_a_document_of_nobody_or_a_pdf_that_is_not_one_writes_nothing(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "real.md").write_text("# A page\nSome text.\n")
+    nobody = run("ingest", "real.md", "--corpus", "mill", "--owner", "nobody")
+    assert (nobody.code, "tributary contributor add" in nobody.err) == (1, True)
+    run("contributor", "add", "ada")
+    (tmp_path / "fake.pdf").write_text("this is no PDF")
+    refused = run("ingest", "fake.pdf", "--corpus", "mill", "--owner", "ada", "--json")
+    assert refused.code == 1
+    assert "is not a PDF" in refused.json[0]["reason"]
+    assert (run("document", "list", "--json").json, entries(run)) == ([], 1)
+
+
+def test_an_adapter_that_is_a_pickle_or_for_another_base_is_refused(run: Run, tmp_path: Path) -> None:
+    run("contributor", "add", "lab")
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text("{}")
+    (folder / "adapter_model.bin").write_bytes(b"\x80\x04.")
+    pickled = run("adapter", "add", "x", str(folder), "--base", "smollm2-135m-instruct", "--developer", "lab")
+    assert (pickled.code, "is a pickle" in pickled.err) == (1, True)
+    other = run("adapter", "add", "x", str(folder), "--base", "llama-9", "--developer", "lab")
+    assert (other.code, "the engine's base model is 'smollm2-135m-instruct'" in other.err) == (1, True)
+    assert (run("adapter", "list", "--json").json, entries(run)) == ([], 1)
+
+
+def test_fsck_names_what_was_changed(run: Run, tmp_path: Path) -> None:
+    for who in ("ada", "ben", "cleo"):
+        run("contributor", "add", who)
+    assert run("fsck").out.strip() == "fsck: ok, 3 entries"
+    with sqlite3.connect(tmp_path / "tributary.db") as database:
+        database.execute("UPDATE log_entry SET entry = CAST(replace(entry, 'ben', 'bob') AS BLOB) WHERE log_index = 1")
+    database.close()
+    broken = run("fsck", "--json")
+    assert broken.code == 1
+    assert ("I8", 1) in {(finding["invariant"], finding["log_index"]) for finding in broken.json["findings"]}
+
+
+def test_verify_says_which_step_failed(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "junk").write_text("not a receipt")
+    refused = run("verify", "junk")
+    assert (refused.code, "FAIL (1) format" in refused.out) == (1, True)
+    assert run("verify", "junk", "--key", "not-a-key").code == 1
+
+
+def test_reading_what_is_not_there(run: Run) -> None:
+    for command in (["earnings", "nobody"], ["statement", "nobody", "2025-01"], ["attribution", "show", "req_x"]):
+        refused = run(*command)
+        assert (refused.code, refused.err.startswith("error: there is no")) == (1, True), command
+    run("contributor", "add", "ada")
+    assert run("earnings", "ada").out.strip() == "ada earned 0 nano-USD (0.000000000 USD)"
+    assert run("earnings", "ada", "--period", "2025-13").code == 1
+    assert run("statement", "ada", "2025-01", "--csv").out.startswith("log_index,time")
+
+
+def test_ask_without_a_gateway_says_so(run: Run) -> None:
+    refused = run("ask", "Anybody?", "--url", "http://127.0.0.1:9", "--key", "x")
+    assert (refused.code, refused.err.startswith("error:")) == (1, True)

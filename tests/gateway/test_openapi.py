@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import json
+import re
+
+from gateway.app import create_app
+from gateway.settings import Settings
+
+
+def test_every_schema_that_the_document_refers_to_is_in_it() -> None:
+    document = create_app(Settings()).openapi()
+    wanted = set(re.findall(r'"#/components/schemas/([A-Za-z]+)"', json.dumps(document)))
+    assert {"ChatRequest", "CompletionRequest", "EmbeddingRequest", "ChatMessage"} <= wanted
+    assert wanted <= document["components"]["schemas"].keys()
+
+
+def test_every_promised_route_is_served() -> None:
+    paths = set(create_app(Settings()).openapi()["paths"])
+    assert paths == {
+        "/healthz",
+        "/log/checkpoint",
+        "/log/key",
+        "/log/tile/{path}",
+        "/metrics",
+        "/readyz",
+        "/v1/attributions/{request_id}",
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/contributors/{contributor}/earnings",
+        "/v1/contributors/{contributor}/entries",
+        "/v1/contributors/{contributor}/statements/{period}",
+        "/v1/embeddings",
+        "/v1/models",
+        "/v1/models/{name}",
+        "/v1/receipts/{request_id}",
+    }
