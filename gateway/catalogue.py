@@ -25,6 +25,7 @@ class ServedModel:
     base: str
     adapter: Adapter | None
     corpora: tuple[str, ...]
+    licences: tuple[str, ...] | None
     top_k: int
     instruction: str
     description: str
@@ -85,6 +86,7 @@ def publish(connection: sa.Connection, settings: Settings, registry: Registry, b
                 base=section.base,
                 adapter=_adapter(connection, section, registry),
                 corpora=section.corpora,
+                licences=section.licences,
                 top_k=section.top_k or settings.retrieval.top_k,
                 instruction=section.instruction,
                 description=section.description,

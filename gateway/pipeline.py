@@ -104,9 +104,10 @@ class Pipeline:
         asked = question.asked
         if asked is None or not question.corpora:
             return ()
-
         found = await self._transactions.read(
-            lambda c: self._retriever.search(c, asked, corpora=question.corpora, k=question.top_k)
+            lambda c: self._retriever.search(
+                c, asked, corpora=question.corpora, k=question.top_k, licences=question.model.licences
+            )
         )
         return tuple(
             GroundedPassage(document=p.document_id, digest=p.digest, owner=p.owner, title=p.title, text=p.text)

@@ -113,6 +113,7 @@ class ModelSection(_Section):
     base: str = Field(default=BASE_MODEL, pattern=NAME)
     adapter: str | None = Field(default=None, pattern=NAME)
     corpora: tuple[Annotated[str, Field(pattern=NAME)], ...] = ()
+    licences: tuple[str, ...] | None = Field(default=None, description="those that allow the use; absent, any")
     top_k: int | None = Field(default=None, ge=1, le=32, description="absent, [retrieval] top_k")
     instruction: str = DEFAULT_INSTRUCTION
     policy: str = "default"

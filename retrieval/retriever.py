@@ -54,12 +54,19 @@ class Retriever:
             return synced
 
     def search(
-        self, connection: sa.Connection, query: str | Vectors, *, corpora: Collection[str], k: int
+        self,
+        connection: sa.Connection,
+        query: str | Vectors,
+        *,
+        corpora: Collection[str],
+        k: int,
+        licences: Collection[str] | None = None,
     ) -> list[Passage]:
         """The k passages of these corpora that are most like the query, best first; fewer when there are fewer.
 
-        query: a question, or its unit vector, float32 (dimension,). What the connection's transaction sees is what is
-        found: whatever was ingested or withdrawn before it, by whichever process, counts. Raises EmbedderMismatchError.
+        query: a question, or its unit vector, float32 (dimension,). licences: those that allow the use; None for any.
+        What the connection's transaction sees is what is found: whatever was ingested or withdrawn before it, by
+        whichever process, counts. Raises EmbedderMismatchError.
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, not {k}")
@@ -69,10 +76,15 @@ class Retriever:
                 return []
         # Outside of the lock: embedding takes longer than everything else here.
         vector = self._embedder.embed([query])[0] if isinstance(query, str) else query
-        with self._lock:
-            self._refresh(connection)
-            found = self._loaded().search(vector, k, corpora)
-        return store.passages(connection, found)
+        wanted = k
+        while True:
+            with self._lock:
+                self._refresh(connection)
+                ranked = self._loaded().search(vector, wanted, corpora)
+            found = [p for p in store.passages(connection, ranked) if licences is None or p.licence in licences]
+            if len(found) >= k or len(ranked) < wanted:
+                return found[:k]
+            wanted *= 4  # what was refused made room for what ranks below it
 
     def _refresh(self, connection: sa.Connection) -> Synced:
         """Make the copy in memory hold what the database offers. Needs the lock.

@@ -16,7 +16,9 @@ from retrieval import (
     Passage,
     Retriever,
     Synced,
+    Terms,
     VectorIndex,
+    prepare,
     put_document,
     store,
     withdraw,
@@ -108,6 +110,25 @@ def test_only_allowed_corpora_are_searched(retriever: Retriever, engine: Engine)
     assert {p.corpus for p in search(retriever, engine, "high water", corpora=["railway"], k=3)} == {"railway"}
     both = search(retriever, engine, "high water", corpora=["railway", "harbour"], k=30)
     assert len(both) == 23
+
+
+def test_documents_whose_licence_forbids_the_use_are_passed_over(
+    retriever: Retriever, engine: Engine, embedder: HashingEmbedder
+) -> None:
+    with engine.begin() as connection:
+        for number in range(9):
+            terms = Terms(corpus="harbour", owner="harbour-office", licence="private")
+            text = f"the mole is {number} hundred paces long"
+            private = prepare(f"private-{number}.txt", text.encode(), terms=terms, embedder=embedder)
+            store.put_document(connection, private, at=NOON)
+        query = "how long is the mole"
+        anything = retriever.search(connection, query, corpora=["harbour"], k=2)
+        allowed = retriever.search(connection, query, corpora=["harbour"], k=2, licences=["CC-BY-4.0"])
+        nothing = retriever.search(connection, query, corpora=["harbour"], k=2, licences=["MIT"])
+    assert "private" in {passage.licence for passage in anything}
+    assert [passage.licence for passage in allowed] == ["CC-BY-4.0"] * 2
+    assert allowed[0].title == "mole"
+    assert nothing == []
 
 
 def test_an_empty_corpus_gives_nothing_and_embeds_nothing(
