@@ -12,7 +12,7 @@ from attribution.estimators import (
     Plan,
     plan,
 )
-from attribution.explanation import Explanation, Unpaid, conclude, explain
+from attribution.explanation import SCORE_DECIMALS, Explanation, Unpaid, conclude, explain
 from attribution.faithfulness import additive_fit, linear_datamodeling_score, rank_correlation, total_variation
 from attribution.game import (
     DEFAULT_FLOOR_NATS,
@@ -34,6 +34,7 @@ __all__ = [
     "EXACT",
     "EXACT_PLAYERS_MAX",
     "LEAVE_ONE_OUT",
+    "SCORE_DECIMALS",
     "TWO_END",
     "WHOLE_PPM",
     "AttributionError",

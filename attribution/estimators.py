@@ -34,12 +34,15 @@ class Marginal(NamedTuple):
 class Estimator:
     """A rule that says which marginal contributions make up a player's score.
 
-    The record of an answer names the rule by name and version, so a rule that changes takes a new version.
+    closes: whether what the scores of a union leave over, against what exact gives that union as a whole, is then
+    divided equally within it. The record of an answer names the rule by name and version, so a rule that changes takes
+    a new version.
     """
 
     name: str
     version: str
     marginals: Callable[[Sequence[Player]], Iterator[Marginal]]
+    closes: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,13 +50,15 @@ class Plan:
     """What to score for an answer's players, and what to make of it.
 
     coalitions: bool (n_coalitions, n_players), all different, from the empty one to the full one by size.
-    weights: float64 (n_players, n_coalitions); each row sums to 0.
+    weights: float64 (n_players, n_coalitions); each row sums to 0. residual_weights: float64 (n_coalitions,), of what
+    the marginal contributions sum to beyond the surplus, before anything was closed.
     """
 
     players: tuple[Player, ...]
     estimator: Estimator
     coalitions: Coalitions
     weights: NDArray[np.float64]
+    residual_weights: NDArray[np.float64]
 
 
 def plan(players: Sequence[Player], estimator: Estimator) -> Plan:
@@ -65,17 +70,31 @@ def plan(players: Sequence[Player], estimator: Estimator) -> Plan:
     """
     check_players(players)
     everybody = _mask(range(len(players)))
-    columns = {mask: np.zeros(len(players)) for mask in (0, everybody)}
+    closed = [(group, _mask(group)) for group in unions(players)] if estimator.closes else []
+    corners = {0, everybody, *(mask for _, union in closed for mask in (union, everybody ^ union))}
+    columns = {mask: np.zeros(len(players)) for mask in corners}
     for player, before, weight in estimator.marginals(players):
         for mask, sign in ((before, -1), (before | 1 << player, 1)):
             columns.setdefault(mask, np.zeros(len(players)))[player] += sign * weight
     masks = sorted(columns, key=lambda mask: (mask.bit_count(), mask))
 
-    coalitions = coalition_rows(masks, len(players))
     weights = np.stack([columns[mask] for mask in masks], axis=1)
-    coalitions.flags.writeable = False
-    weights.flags.writeable = False
-    return Plan(players=tuple(players), estimator=estimator, coalitions=coalitions, weights=weights)
+    value_of = dict(zip(masks, np.eye(len(masks)), strict=True))
+    residual_weights = weights.sum(axis=0) - (value_of[everybody] - value_of[0])
+    for group, union in closed:
+        whole = (value_of[union] - value_of[0] + value_of[everybody] - value_of[everybody ^ union]) / 2
+        weights[group] += (whole - weights[group].sum(axis=0)) / len(group)
+
+    coalitions = coalition_rows(masks, len(players))
+    for array in (coalitions, weights, residual_weights):
+        array.flags.writeable = False
+    return Plan(
+        players=tuple(players),
+        estimator=estimator,
+        coalitions=coalitions,
+        weights=weights,
+        residual_weights=residual_weights,
+    )
 
 
 def _owen(players: Sequence[Player]) -> Iterator[Marginal]:
@@ -101,7 +120,7 @@ def _owen(players: Sequence[Player]) -> Iterator[Marginal]:
 
 
 def _two_end(players: Sequence[Player]) -> Iterator[Marginal]:
-    """Average what a player adds to nobody and to everybody else: 2n + 2 coalitions.
+    """Average what a player adds to nobody and to everybody else: 2n + 2 coalitions, the unions' corners among them.
 
     Equal to the Owen and the Shapley value when interactions are at most pairwise, whatever the unions: in every order
     that is counted, as often as not, the other player of a pair came first.
@@ -134,7 +153,7 @@ def _order_weight(earlier: int, count: int) -> float:
 
 
 EXACT = Estimator(name="exact", version="1", marginals=_owen)
-TWO_END = Estimator(name="two-end", version="1", marginals=_two_end)
+TWO_END = Estimator(name="two-end", version="1", marginals=_two_end, closes=True)
 LEAVE_ONE_OUT = Estimator(name="leave-one-out", version="1", marginals=_leave_one_out)
 
 ESTIMATORS = {estimator.name: estimator for estimator in (EXACT, TWO_END, LEAVE_ONE_OUT)}

@@ -20,6 +20,8 @@ from attribution.game import DEFAULT_FLOOR_NATS, Player, Score, Values, checked_
 from attribution.shares import shares_ppm
 
 SIGNIFICANT_STANDARD_ERRORS = 3.0
+# Shares follow from scores as a record prints them, so that they can be worked out again from the record.
+SCORE_DECIMALS = 6
 
 
 class Unpaid(StrEnum):
@@ -39,8 +41,8 @@ class Explanation:
 
     values_nats: (m, T) as the scorer returned them.      token_scores_nats: (n, T), whose sums are scores_nats: (n,).
     stderr_nats: (n,) standard errors of scores_nats that follow from noise_nats, that of one evaluation of an answer.
-    surplus_nats: v(all) − v(nobody).                     residual_nats: what the scores sum to beyond the surplus.
-    shares_ppm: sums to 1,000,000, or is all 0 and unpaid says why.
+    surplus_nats: v(all) − v(nobody).                     residual_nats: what the marginals sum to beyond it.
+    shares_ppm: of scores_nats rounded to SCORE_DECIMALS; sums to 1,000,000, or is all 0 and unpaid says why.
     """
 
     plan: Plan
@@ -100,6 +102,7 @@ def conclude(
     values = clipped(raw, floor_nats)
     token_scores = laid_out.weights @ values
     scores = token_scores.sum(axis=1)
+    printed = [round(score, SCORE_DECIMALS) for score in scores.tolist()]
     surplus_nats = float(values[-1].sum() - values[0].sum())
     surplus_stderr_nats = math.sqrt(2) * noise_nats
 
@@ -107,11 +110,11 @@ def conclude(
         unpaid = Unpaid.NO_SURPLUS
     elif surplus_nats < SIGNIFICANT_STANDARD_ERRORS * surplus_stderr_nats:
         unpaid = Unpaid.WITHIN_NOISE
-    elif scores.max() <= 0:
+    elif max(printed) <= 0:
         unpaid = Unpaid.NO_POSITIVE_SCORE
     else:
         unpaid = None
-    payable = [0.0] * len(scores) if unpaid else scores.tolist()
+    payable = [0.0] * len(printed) if unpaid else printed
 
     return Explanation(
         plan=laid_out,
@@ -124,7 +127,7 @@ def conclude(
         stderr_nats=noise_nats * np.linalg.norm(laid_out.weights, axis=1),
         surplus_nats=surplus_nats,
         surplus_stderr_nats=surplus_stderr_nats,
-        residual_nats=float(scores.sum()) - surplus_nats,
+        residual_nats=float(laid_out.residual_weights @ values.sum(axis=1)),
         shares_ppm=tuple(shares_ppm(payable, [tie_key + player.key for player in laid_out.players])),
         unpaid=unpaid,
     )

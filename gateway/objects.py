@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from attribution import Explanation, clipped
+from attribution import SCORE_DECIMALS, Explanation, clipped
 from gateway.answers import GroundedPassage, SealedInputs
 from gateway.catalogue import ServedModel
 from gateway.scoring import Scored, table_digest
@@ -103,7 +103,7 @@ def attributed_object(
     return {
         **current,
         "status": "not_applicable" if scored is None else "attributed",
-        "surplus_nats": round(scored.explanation.surplus_nats, 6) if scored else 0.0,
+        "surplus_nats": round(scored.explanation.surplus_nats, SCORE_DECIMALS) if scored else 0.0,
         "players": [] if scored is None else _players(inputs, model, scored),
         "split": [
             {
@@ -133,10 +133,12 @@ def _players(inputs: SealedInputs, model: ServedModel, scored: Scored) -> list[d
                 "id": player.id,
                 "title": passage.title if passage else player.id,
                 "contributor": passage.owner if passage else model.adapter and model.adapter.developer,
-                "score_nats": round(float(explanation.scores_nats[position]), 6),
-                "stderr_nats": round(float(explanation.stderr_nats[position]), 6),
+                "score_nats": round(float(explanation.scores_nats[position]), SCORE_DECIMALS),
+                "stderr_nats": round(float(explanation.stderr_nats[position]), SCORE_DECIMALS),
                 "share_ppm": explanation.shares_ppm[position],
-                "token_scores_nats": [round(x, 6) for x in explanation.token_scores_nats[position].tolist()],
+                "token_scores_nats": [
+                    round(x, SCORE_DECIMALS) for x in explanation.token_scores_nats[position].tolist()
+                ],
             }
         )
     return players

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 
 from attribution import EXACT, LEAVE_ONE_OUT, TWO_END, AttributionError, Player, explain, plan
+from attribution.game import unions
 
 from .games import any_games, documents, mean_over_orders, pairwise_games, player_lists
 
@@ -29,6 +30,24 @@ def test_exact_is_the_owen_value(table):
 def test_exact_divides_the_whole_surplus(table):
     surplus = table.values[-1].sum() - table.values[0].sum()
     assert scores(table, EXACT).sum() == pytest.approx(surplus, abs=1e-9)
+
+
+@given(any_games(most=7))
+def test_two_end_gives_each_union_what_exact_gives_it(table):
+    for group in unions(table.players):
+        whole = scores(table, EXACT)[group].sum()
+        assert scores(table, TWO_END)[group].sum() == pytest.approx(whole, abs=1e-9)
+
+
+@given(any_games(most=7))
+def test_the_residual_is_what_marginals_alone_would_leave_over(table):
+    worth = table.values.sum(axis=1)
+    everybody = len(worth) - 1
+    marginals = [
+        (worth[1 << i] - worth[0] + worth[-1] - worth[everybody ^ 1 << i]) / 2 for i in range(len(table.players))
+    ]
+    found = explain(table.score, table.players, estimator=TWO_END, noise_nats=0.0, tie_key=b"", floor_nats=FAR_BELOW)
+    assert found.residual_nats == pytest.approx(sum(marginals) - found.surplus_nats, abs=1e-9)
 
 
 @given(pairwise_games())
@@ -77,6 +96,11 @@ def test_a_plan_asks_for_each_coalition_once_from_nobody_to_everybody(estimator,
 )
 def test_evaluations(estimator, evaluations):
     assert {n: len(plan(documents(n), estimator).coalitions) for n in evaluations} == evaluations
+
+
+def test_two_end_scores_the_corners_of_unions_with_several_players():
+    adapters = [Player(kind="adapter", id=f"{i}") for i in range(2)]
+    assert len(plan([*adapters, *documents(3)], TWO_END).coalitions) == 2 * 5 + 2 + 2
 
 
 def test_exact_skips_coalitions_that_no_counted_order_passes():

@@ -37,7 +37,8 @@ def replay(values, *, noise_nats=0.0, estimator=TWO_END, **options):
 def test_every_figure_follows_from_the_values(table, estimator, noise_nats):
     result = explain(table.score, table.players, estimator=estimator, noise_nats=noise_nats, tie_key=b"req_1")
     np.testing.assert_allclose(result.token_scores_nats.sum(axis=1), result.scores_nats)
-    assert result.scores_nats.sum() == pytest.approx(result.surplus_nats + result.residual_nats)
+    left_over_nats = 0 if estimator.closes else result.residual_nats
+    assert result.scores_nats.sum() == pytest.approx(result.surplus_nats + left_over_nats)
     assert result.evaluations == len(result.values_nats) == len(result.plan.coalitions)
     assert sum(result.shares_ppm) == (0 if result.unpaid else 1_000_000)
     again = conclude(plan(table.players, estimator), result.values_nats, noise_nats=noise_nats, tie_key=b"req_1")
@@ -86,7 +87,8 @@ def test_standard_errors_are_what_scoring_noise_does(estimator, n_players):
 def test_standard_errors_of_two_end():
     laid_out = plan(documents(4), TWO_END)
     result = conclude(laid_out, np.full((10, 1), -1.0), noise_nats=0.2, tie_key=b"")
-    np.testing.assert_allclose(result.stderr_nats, 0.2)
+    # Of the two ends 3/8 each, of nobody and everybody 1/4 each, of the other players' six ends 1/8 each.
+    np.testing.assert_allclose(result.stderr_nats, 0.2 * math.sqrt((2 * 9 + 2 * 4 + 6) / 64))
     assert result.surplus_stderr_nats == pytest.approx(0.2 * math.sqrt(2))
 
 
@@ -98,14 +100,19 @@ def test_standard_errors_of_two_end():
         ([[-2], [-3]], 9.0, Unpaid.NO_SURPLUS),
         ([[-2], [-1.9]], 0.03, Unpaid.WITHIN_NOISE),
         ([[-2], [-1.9]], 0.02, None),
-        # Each harms when it comes first and when it comes last; only in the middle do they help.
-        ([[-4], [-5], [-5], [-1], [-5], [-1], [-1], [-2]], 0.0, Unpaid.NO_POSITIVE_SCORE),
     ],
 )
 def test_nobody_is_paid_without_a_surplus_to_pay_for(values, noise_nats, unpaid):
     result = replay(values, noise_nats=noise_nats)
     assert result.unpaid is unpaid
     assert any(result.shares_ppm) is (unpaid is None)
+
+
+def test_nobody_is_paid_where_no_score_is_positive():
+    # Nobody is missed: any two of them would have done.
+    values = [[-4], [-4], [-4], [-1], [-4], [-1], [-1], [-1]]
+    assert replay(values, estimator=LEAVE_ONE_OUT).unpaid is Unpaid.NO_POSITIVE_SCORE
+    assert sum(replay(values, estimator=TWO_END).shares_ppm) == 1_000_000
 
 
 def test_equal_players_take_turns_at_the_odd_unit():
