@@ -71,7 +71,10 @@ def draw_attribution(found: dict[str, Any]) -> None:
     for player in sorted(found["players"], key=lambda player: -player["share_ppm"]):
         share = f"{player['share_ppm'] / 10_000:.1f} %"
         players.add_row(
-            f"{player['kind']} {player['title']}", player["contributor"], f"{player['score_nats']:.2f}", share
+            f"{player['kind']} {player['title']}",
+            player["contributor"],
+            f"{round(player['score_nats'], 2) + 0.0:.2f}",
+            share,
         )
     out.print(players)
     if found["reason"]:

@@ -29,7 +29,7 @@ from gateway.auth import create_key
 from gateway.cli.asking import draw_attribution
 from gateway.cli.context import DEFAULT_CONFIG, Office, office, out
 from gateway.cli.material import ingest_paths, register_adapter
-from gateway.cli.server import init
+from gateway.cli.server import DEFAULT_ORIGIN, prepare
 from gateway.identifiers import new_id
 from retrieval import Terms
 
@@ -104,7 +104,7 @@ def lay_out(site: Site) -> dict[str, str]:
     config = site.folder / DEFAULT_CONFIG
     if not config.exists():
         config.write_text((site.examples / "tributary.toml").read_text(encoding="utf-8"), encoding="utf-8")
-    init(site.folder)
+    prepare(site.folder, DEFAULT_ORIGIN)
     manifest = tomllib.loads((site.examples / "corpora.toml").read_text(encoding="utf-8"))
     with office(config) as o:
         with o.write() as connection:

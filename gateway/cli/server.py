@@ -17,20 +17,27 @@ from gateway.settings import load
 from ledger_client import Signer
 
 SHUTDOWN_S = 30
+DEFAULT_ORIGIN = "tributary.local/log"
 
 configuration = typer.Typer(no_args_is_help=True, help="The configuration file.")
 
 
 def init(
     folder: Annotated[Path, typer.Argument(help="Where the configuration, key and database go.")] = Path(),
-    origin: Annotated[str, typer.Option(help="The transparency log's name.")] = "tributary.local/log",
+    origin: Annotated[str, typer.Option(help="The transparency log's name.")] = DEFAULT_ORIGIN,
 ) -> None:
     """Write a commented configuration, make the log's signing key, create the database. Overwrites nothing."""
+    prepare(folder, origin)
+    out.print("next: `tributary key create --role caller --name me --credit 5`, then `tributary serve`")
+
+
+def prepare(folder: Path, origin: str) -> None:
+    """Do what `init` does, saying what was done."""
     config = folder / DEFAULT_CONFIG
     folder.mkdir(parents=True, exist_ok=True)
     if not config.exists():
         template = resources.files("gateway").joinpath("tributary.toml").read_text(encoding="utf-8")
-        config.write_text(template.replace("tributary.local/log", origin), encoding="utf-8")
+        config.write_text(template.replace(DEFAULT_ORIGIN, origin), encoding="utf-8")
         out.print(f"wrote {config}")
     settings = load(config)
     if not settings.log.signing_key_file.exists():
@@ -38,7 +45,6 @@ def init(
         out.print(f"made the signing key {settings.log.signing_key_file}")
     _migrate(config)
     out.print(f"log key: {Signer.load(settings.log.signing_key_file).verifier_key}")
-    out.print("next: `tributary key create --role caller --name me --credit 5`, then `tributary serve`")
 
 
 def migrate(config: ConfigOption = DEFAULT_CONFIG) -> None:
