@@ -70,12 +70,8 @@ def draw_attribution(found: dict[str, Any]) -> None:
         players.add_column(heading, justify="right" if heading in ("nats", "share") else "left")
     for player in sorted(found["players"], key=lambda player: -player["share_ppm"]):
         share = f"{player['share_ppm'] / 10_000:.1f} %"
-        players.add_row(
-            f"{player['kind']} {player['title']}",
-            player["contributor"],
-            f"{round(player['score_nats'], 2) + 0.0:.2f}",
-            share,
-        )
+        nats = f"{round(player['score_nats'], 2) + 0.0:.2f}"  # + 0.0 turns -0.0 into 0.0
+        players.add_row(f"{player['kind']} {player['title']}", player["contributor"], nats, share)
     out.print(players)
     if found["reason"]:
         out.print(f"no contributor is paid: {found['reason']}")

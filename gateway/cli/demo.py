@@ -164,7 +164,11 @@ def _serving(site: Site) -> Iterator[str]:
     log = site.folder / "gateway.log"
     with log.open("ab") as stream:
         server = subprocess.Popen(  # noqa: S603 - our own command
-            [*_command(), "serve", "--port", str(port)], cwd=site.folder, stdout=stream, stderr=stream
+            [*_command(), "serve", "--port", str(port)],
+            cwd=site.folder,
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,  # Ctrl-C is for the demo, which then stops the gateway in order
         )
     try:
         deadline_s = time.monotonic() + START_S
