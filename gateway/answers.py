@@ -42,9 +42,15 @@ class GroundedPassage:
 
 @dataclass(frozen=True, kw_only=True)
 class SealedInputs:
-    """Everything that scoring an answer again needs: the conversation (or the raw prompt), passages, emitted ids."""
+    """Everything that scoring an answer again needs.
 
-    served_model: str
+    messages: the conversation, None where prompt_ids are all there was. policy_index, adapter_index: log indexes of the
+    terms. A configuration that changes meanwhile changes nothing here.
+    """
+
+    instruction: str
+    policy_index: int
+    adapter_index: int | None
     messages: tuple[Message, ...] | None
     prompt_ids: tuple[int, ...]
     passages: tuple[GroundedPassage, ...]
@@ -59,13 +65,13 @@ class SealedInputs:
         """The inverse of encode."""
         fields = orjson.loads(raw)
         messages = fields["messages"]
-        return cls(
-            served_model=fields["served_model"],
-            messages=None if messages is None else tuple(Message(**message) for message in messages),
-            prompt_ids=tuple(fields["prompt_ids"]),
-            passages=tuple(GroundedPassage(**passage) for passage in fields["passages"]),
-            answer_ids=tuple(fields["answer_ids"]),
-        )
+        restored = {
+            "messages": None if messages is None else tuple(Message(**message) for message in messages),
+            "prompt_ids": tuple(fields["prompt_ids"]),
+            "passages": tuple(GroundedPassage(**passage) for passage in fields["passages"]),
+            "answer_ids": tuple(fields["answer_ids"]),
+        }
+        return cls(**fields | restored)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,7 +88,6 @@ async def open_gateway(
             transactions=transactions,
             books=books,
             registry=registry,
-            catalogue=catalogue,
             retriever=retriever,
             engine=running,
             metrics=metrics,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from gateway.registry import Adapter, Registry, RegistryError
+from gateway.registry import Adapter, Registry, RegistryError, Terms
 from gateway.settings import ModelSection, Settings
 from metering import Books, Price, SplitPolicy
 
@@ -45,9 +45,9 @@ class ServedModel:
         return self.adapter.resident_name if self.adapter else None
 
     @property
-    def adapter_index(self) -> int | None:
-        """The log index of the adapter's registration."""
-        return self.adapter.log_index if self.adapter else None
+    def terms(self) -> Terms:
+        """What attributions of its answers rest on."""
+        return Terms(policy=self.policy, policy_index=self.policy_index, adapter=self.adapter)
 
 
 class Catalogue:

@@ -73,12 +73,21 @@ class Embeddings:
             prompt_digest=salted_digest(salt, texts),
             answer_digest=salted_digest(salt, []),
         )
-        inputs = SealedInputs(served_model=model.name, messages=None, prompt_ids=(), passages=(), answer_ids=())
+        terms = model.terms
+        inputs = SealedInputs(
+            instruction="",
+            policy_index=terms.policy_index,
+            adapter_index=None,
+            messages=None,
+            prompt_ids=(),
+            passages=(),
+            answer_ids=(),
+        )
         lines = split(charge_nano, model.policy, (), request_id)
 
         def commit(connection: sa.Connection) -> None:
             usage_index = self._books.record_usage(connection, intent, record)
-            credit = attribution_record(request_id, inputs, model, None, lines, {})
+            credit = attribution_record(request_id, inputs, terms, None, lines, {})
             record_index = self._books.record_attribution(connection, credit)
             pending: dict[str, Any] = pending_object(request_id, record)
             row = AnswerRow(
@@ -91,7 +100,7 @@ class Embeddings:
                 attempts=0,
                 salt=salt,
                 inputs=None,
-                attribution=orjson.dumps(attributed_object(pending, inputs, model, None, lines, record_index)),
+                attribution=orjson.dumps(attributed_object(pending, inputs, terms, None, lines, record_index)),
             )
             answers.insert(connection, row)
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from gateway.answers import GroundedPassage
+from gateway.answers import GroundedPassage, SealedInputs
 from gateway.catalogue import ServedModel
 from gateway.engines import Delta, SamplingParams
 from gateway.grounding import Message
@@ -65,6 +65,19 @@ class Answer:
     def usage(self) -> Usage:
         """Tokens read and emitted so far."""
         return Usage(prompt_tokens=len(self.prompt_ids), completion_tokens=len(self.answer_ids))
+
+    def sealed(self) -> SealedInputs:
+        """What attribution will need of it."""
+        terms = self.question.model.terms
+        return SealedInputs(
+            instruction=self.question.model.instruction,
+            policy_index=terms.policy_index,
+            adapter_index=terms.adapter_index,
+            messages=self.question.messages,
+            prompt_ids=tuple(self.prompt_ids),
+            passages=self.passages,
+            answer_ids=tuple(self.answer_ids),
+        )
 
     async def deltas(self) -> AsyncIterator[Delta]:
         """The answer as it is generated. Ends only after the usage is committed; raises what ended it early."""

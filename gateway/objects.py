@@ -9,7 +9,7 @@ import numpy as np
 
 from attribution import SCORE_DECIMALS, Explanation, clipped
 from gateway.answers import GroundedPassage, SealedInputs
-from gateway.catalogue import ServedModel
+from gateway.registry import Terms
 from gateway.scoring import Scored, table_digest
 from metering import (
     AdapterTerms,
@@ -45,38 +45,38 @@ def failed_object(current: Mapping[str, Any], reason: str) -> dict[str, Any]:
     return {**current, "status": "failed", "reason": reason}
 
 
-def player_shares(inputs: SealedInputs, model: ServedModel, scored: Scored | None) -> list[PlayerShare]:
+def player_shares(inputs: SealedInputs, terms: Terms, scored: Scored | None) -> list[PlayerShare]:
     """Who is credited how much of the pool, and by which terms inside each player."""
     if scored is None:
         return []
     documents = _documents(inputs)
     shares = []
     for player, ppm in zip(scored.explanation.plan.players, scored.explanation.shares_ppm, strict=True):
-        terms: AdapterTerms | DocumentTerms
+        inside: AdapterTerms | DocumentTerms
         if player.kind == "document":
-            terms = DocumentTerms(owner=documents[player.id].owner)
+            inside = DocumentTerms(owner=documents[player.id].owner)
         else:
-            assert model.adapter is not None  # noqa: S101 - an adapter plays only where the model has one
-            terms = AdapterTerms(developer=model.adapter.developer, datasets=model.adapter.datasets)
-        shares.append(PlayerShare(id=player.id, share_ppm=ppm, terms=terms))
+            assert terms.adapter is not None  # noqa: S101 - an adapter plays only where the terms have one
+            inside = AdapterTerms(developer=terms.adapter.developer, datasets=terms.adapter.datasets)
+        shares.append(PlayerShare(id=player.id, share_ppm=ppm, terms=inside))
     return shares
 
 
 def attribution_record(
     request_id: str,
     inputs: SealedInputs,
-    model: ServedModel,
+    terms: Terms,
     scored: Scored | None,
     lines: Sequence[SplitLine],
     document_indexes: Mapping[str, int],
 ) -> AttributionRecord:
     """The log's record. Where there was nothing to score, its reason says so and the residual account has the pool."""
-    players = [] if scored is None else _players(inputs, model, scored)
+    players = [] if scored is None else _players(inputs, terms, scored)
     explanation = None if scored is None else scored.explanation
     return AttributionRecord(
         request_id=request_id,
-        policy_index=model.policy_index,
-        adapter_index=model.adapter_index,
+        policy_index=terms.policy_index,
+        adapter_index=terms.adapter_index,
         document_indexes=document_indexes,
         estimator=_run(scored),
         surplus_nats=explanation.surplus_nats if explanation else 0.0,
@@ -94,7 +94,7 @@ def attribution_record(
 def attributed_object(
     current: Mapping[str, Any],
     inputs: SealedInputs,
-    model: ServedModel,
+    terms: Terms,
     scored: Scored | None,
     lines: Sequence[SplitLine],
     log_index: int,
@@ -104,7 +104,7 @@ def attributed_object(
         **current,
         "status": "not_applicable" if scored is None else "attributed",
         "surplus_nats": round(scored.explanation.surplus_nats, SCORE_DECIMALS) if scored else 0.0,
-        "players": [] if scored is None else _players(inputs, model, scored),
+        "players": [] if scored is None else _players(inputs, terms, scored),
         "split": [
             {
                 "account": line.account,
@@ -121,7 +121,7 @@ def attributed_object(
     }
 
 
-def _players(inputs: SealedInputs, model: ServedModel, scored: Scored) -> list[dict[str, Any]]:
+def _players(inputs: SealedInputs, terms: Terms, scored: Scored) -> list[dict[str, Any]]:
     documents = _documents(inputs)
     explanation = scored.explanation
     players = []
@@ -132,7 +132,7 @@ def _players(inputs: SealedInputs, model: ServedModel, scored: Scored) -> list[d
                 "kind": player.kind,
                 "id": player.id,
                 "title": passage.title if passage else player.id,
-                "contributor": passage.owner if passage else model.adapter and model.adapter.developer,
+                "contributor": passage.owner if passage else terms.adapter and terms.adapter.developer,
                 "score_nats": round(float(explanation.scores_nats[position]), SCORE_DECIMALS),
                 "stderr_nats": round(float(explanation.stderr_nats[position]), SCORE_DECIMALS),
                 "share_ppm": explanation.shares_ppm[position],

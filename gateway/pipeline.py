@@ -21,14 +21,13 @@ import structlog
 import attribution
 from gateway import answers, scoring
 from gateway.answers import AnswerRow, GroundedPassage, SealedInputs, salted_digest
-from gateway.catalogue import Catalogue, ServedModel
 from gateway.engines import Delta, Engine
 from gateway.exchange import Answer, Question
 from gateway.grounding import Message, ground
 from gateway.identifiers import new_id, now
 from gateway.metrics import Metrics
 from gateway.objects import attributed_object, attribution_record, failed_object, pending_object, player_shares
-from gateway.registry import Registry
+from gateway.registry import Registry, Terms
 from gateway.scoring import Scored
 from gateway.transactions import Transactions
 from metering import Books, Intent, SplitLine, UsageRecord, split
@@ -49,7 +48,6 @@ class Pipeline:
         transactions: Transactions,
         books: Books,
         registry: Registry,
-        catalogue: Catalogue,
         retriever: Retriever,
         engine: Engine,
         metrics: Metrics,
@@ -58,7 +56,6 @@ class Pipeline:
         self._transactions = transactions
         self._books = books
         self._registry = registry
-        self._catalogue = catalogue
         self._retriever = retriever
         self._engine = engine
         self._metrics = metrics
@@ -165,13 +162,6 @@ class Pipeline:
             prompt_digest=salted_digest(salt, answer.prompt_ids),
             answer_digest=salted_digest(salt, answer.answer_ids),
         )
-        inputs = SealedInputs(
-            served_model=model.name,
-            messages=answer.question.messages,
-            prompt_ids=tuple(answer.prompt_ids),
-            passages=answer.passages,
-            answer_ids=tuple(answer.answer_ids),
-        )
         answer.attribution = pending_object(answer.request_id, usage)
 
         def commit(connection: sa.Connection) -> None:
@@ -184,7 +174,7 @@ class Pipeline:
                 record_index=None,
                 attempts=0,
                 salt=salt,
-                inputs=inputs.encode(),
+                inputs=answer.sealed().encode(),
                 attribution=orjson.dumps(answer.attribution),
             )
             answers.insert(connection, row)
@@ -214,11 +204,13 @@ class Pipeline:
         inputs = SealedInputs.decode(row.inputs)
         started_s = time.monotonic()
         try:
-            model = self._catalogue.find(inputs.served_model, "chat")
-            scored = await scoring.explain(self._engine, inputs, model, self._estimator, tie_key=request_id.encode())
-            lines = split(int(current["charge_nano"]), model.policy, player_shares(inputs, model, scored), request_id)
+            terms = await self._transactions.read(
+                lambda c: self._registry.terms(c, inputs.policy_index, inputs.adapter_index)
+            )
+            scored = await scoring.explain(self._engine, inputs, terms.adapter, self._estimator, request_id.encode())
+            lines = split(int(current["charge_nano"]), terms.policy, player_shares(inputs, terms, scored), request_id)
             finished = await self._transactions.commit(
-                "attribution", lambda c: self._record(c, current, inputs, model, scored, lines)
+                "attribution", lambda c: self._record(c, current, inputs, terms, scored, lines)
             )
         except Exception as error:
             return await self._retry_or_fail(request_id, current, error)
@@ -230,7 +222,7 @@ class Pipeline:
         connection: sa.Connection,
         current: dict[str, Any],
         inputs: SealedInputs,
-        model: ServedModel,
+        terms: Terms,
         scored: Scored | None,
         lines: Sequence[SplitLine],
     ) -> dict[str, Any]:
@@ -239,9 +231,9 @@ class Pipeline:
         documents = {
             p.document: self._registry.document_index(connection, p.document, p.digest) for p in inputs.passages
         }
-        record = attribution_record(request_id, inputs, model, scored, lines, documents)
+        record = attribution_record(request_id, inputs, terms, scored, lines, documents)
         index = self._books.record_attribution(connection, record)
-        finished = attributed_object(current, inputs, model, scored, lines, index)
+        finished = attributed_object(current, inputs, terms, scored, lines, index)
         answers.finish(connection, request_id, finished["status"], finished, index)
         return finished
 

@@ -18,6 +18,7 @@ from gateway import tables
 from gateway.engines import resident_name
 from gateway.identifiers import now
 from ledger_client import Entry, Log, entry_id
+from metering import SplitPolicy
 
 SOURCE = "registry"
 SLUG = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -38,22 +39,42 @@ class Contributor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adapter:
-    """A registered LoRA. datasets: (contributor id, weight), weights relative to one another."""
+class AdapterClaim:
+    """A LoRA as the log dates it. datasets: (contributor id, weight), weights relative to one another."""
 
     name: str
     digest: str
-    path: Path
     base_model: str
     developer: str
     datasets: tuple[tuple[str, int], ...]
     log_index: int
-    created_at: str
 
     @property
     def resident_name(self) -> str:
         """The content-addressed name under which an engine holds it."""
         return resident_name(self.digest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter(AdapterClaim):
+    """An adapter on offer. path: the folder of its files."""
+
+    path: Path
+    created_at: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """What the attribution of an answer rests on, each dated in the log: the split policy, and the adapter if any."""
+
+    policy: SplitPolicy
+    policy_index: int
+    adapter: AdapterClaim | None
+
+    @property
+    def adapter_index(self) -> int | None:
+        """The log index of the adapter's registration."""
+        return self.adapter.log_index if self.adapter else None
 
 
 class Registry:
@@ -178,6 +199,32 @@ class Registry:
             if entry.data.get("digest") == digest:
                 return index
         raise RegistryError(f"document {document} with digest {digest} was never registered")
+
+    def terms(self, connection: sa.Connection, policy_index: int, adapter_index: int | None) -> Terms:
+        """The terms of an answer as they were when it was given, whatever is configured by now."""
+        published = self._entry(connection, policy_index)
+        policy = SplitPolicy(
+            name=published["policy"],
+            version=published["version"],
+            fixed_ppm=published["fixed_ppm"],
+            residual=published["residual"],
+            developer_ppm=published["developer_ppm"],
+        )
+        adapter = None
+        if adapter_index is not None:
+            registered = self._entry(connection, adapter_index)
+            adapter = AdapterClaim(
+                name=registered["adapter"],
+                digest=registered["digest"],
+                base_model=registered["base_model"],
+                developer=registered["developer"],
+                datasets=tuple((dataset["contributor"], dataset["weight"]) for dataset in registered["datasets"]),
+                log_index=adapter_index,
+            )
+        return Terms(policy=policy, policy_index=policy_index, adapter=adapter)
+
+    def _entry(self, connection: sa.Connection, log_index: int) -> Mapping[str, Any]:
+        return Entry.decode(self._log.entry(connection, log_index)).data
 
     def _claim(self, connection: sa.Connection, subject: str, kind: str, data: Mapping[str, Any]) -> int:
         """Append a claim unless the newest one about the subject says the same."""

@@ -12,9 +12,9 @@ import orjson
 
 import attribution
 from gateway.answers import SealedInputs
-from gateway.catalogue import ServedModel
 from gateway.engines import Engine
 from gateway.grounding import ground
+from gateway.registry import AdapterClaim
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -25,12 +25,12 @@ class Scored:
     tokens_scored: int
 
 
-def players_of(inputs: SealedInputs, model: ServedModel) -> tuple[attribution.Player, ...]:
+def players_of(inputs: SealedInputs, adapter: AdapterClaim | None) -> tuple[attribution.Player, ...]:
     """The players of an answer: its documents in the order they were read, each once, then the adapter."""
     documents = dict.fromkeys(passage.document for passage in inputs.passages)
     players = [attribution.Player(kind="document", id=document) for document in documents]
-    if model.adapter is not None:
-        players.append(attribution.Player(kind="adapter", id=model.adapter.name))
+    if adapter is not None:
+        players.append(attribution.Player(kind="adapter", id=adapter.name))
     return tuple(players)
 
 
@@ -41,14 +41,14 @@ def choose(estimator: attribution.Estimator, n_players: int) -> attribution.Esti
 
 
 async def explain(
-    engine: Engine, inputs: SealedInputs, model: ServedModel, estimator: attribution.Estimator, tie_key: bytes
+    engine: Engine, inputs: SealedInputs, adapter: AdapterClaim | None, estimator: attribution.Estimator, tie_key: bytes
 ) -> Scored | None:
     """Score the coalitions that the estimator asks for, by teacher forcing on the emitted token ids.
 
     Returns None when there is no game: no token was emitted, or nothing took part that could be left out.
     Raises AttributionError on values that are no log-probabilities, EngineUnavailable when the engine is gone.
     """
-    players = players_of(inputs, model)
+    players = players_of(inputs, adapter)
     if not (players and inputs.answer_ids):
         return None
     plan = attribution.plan(players, choose(estimator, len(players)))
@@ -59,9 +59,9 @@ async def explain(
         rows = np.flatnonzero(with_adapter == present)
         if not len(rows):
             continue
-        prompts = [await _prompt(engine, inputs, model, players, plan.coalitions[row]) for row in rows]
-        adapter = model.resident_adapter if present else None
-        scores = await engine.score(prompts, inputs.answer_ids, adapter=adapter)
+        prompts = [await _prompt(engine, inputs, players, plan.coalitions[row]) for row in rows]
+        resident = adapter.resident_name if adapter and present else None
+        scores = await engine.score(prompts, inputs.answer_ids, adapter=resident)
         values[rows] = scores.logprobs
         tokens_scored += scores.tokens_processed
     explanation = attribution.conclude(plan, values, noise_nats=engine.noise_nats, tie_key=tie_key)
@@ -71,7 +71,6 @@ async def explain(
 async def _prompt(
     engine: Engine,
     inputs: SealedInputs,
-    model: ServedModel,
     players: Sequence[attribution.Player],
     coalition: np.ndarray[Any, np.dtype[np.bool_]],
 ) -> list[int]:
@@ -80,7 +79,7 @@ async def _prompt(
         return list(inputs.prompt_ids)
     present = {player.id for player, is_in in zip(players, coalition, strict=True) if is_in}
     sources = [passage.source for passage in inputs.passages if passage.document in present]
-    return await engine.render(ground(inputs.messages, sources, model.instruction))
+    return await engine.render(ground(inputs.messages, sources, inputs.instruction))
 
 
 def table_digest(token_scores_nats: Sequence[Sequence[float]]) -> str:

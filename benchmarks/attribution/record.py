@@ -14,7 +14,6 @@ from rich.progress import track
 from attribution import EXACT, Explanation, ValueTable
 from benchmarks.attribution.recording import RecordedAnswer, Recording
 from gateway import scoring
-from gateway.answers import SealedInputs
 from gateway.app import open_gateway
 from gateway.auth import authenticate
 from gateway.cli.demo import Site, lay_out
@@ -62,14 +61,9 @@ async def _answer(gateway: Gateway, caller: str, question: dict[str, Any]) -> Re
     )
     answer = await gateway.pipeline.open(caller, asked)
     text = "".join([delta.text async for delta in answer.deltas()])
-    inputs = SealedInputs(
-        served_model=model.name,
-        messages=messages,
-        prompt_ids=tuple(answer.prompt_ids),
-        passages=answer.passages,
-        answer_ids=tuple(answer.answer_ids),
+    scored = await scoring.explain(
+        gateway.engine, answer.sealed(), model.adapter, EXACT, tie_key=question["id"].encode()
     )
-    scored = await scoring.explain(gateway.engine, inputs, model, EXACT, tie_key=question["id"].encode())
     if scored is None:
         raise SystemExit(f"{question['id']}: there was nothing to score")
     holders = await _holders(gateway, question)

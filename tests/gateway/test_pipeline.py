@@ -295,6 +295,23 @@ async def test_a_job_that_a_stop_interrupted_is_done_by_the_next_start(site: Sit
     assert site.check()["suspense"] == 0
 
 
+async def test_an_answer_is_split_by_the_policy_under_which_it_was_given(site: Site) -> None:
+    site.engine.score_as = lambda prompt, answer: [-0.1 if "Petra in 1803" in prompt else -2.0] * len(answer)
+    async with site.open() as gateway:
+        gateway.pipeline._attribute = _never  # type: ignore[method-assign]
+        answer = await gateway.pipeline.open(site.caller, site.question(gateway, "guide"))
+        assert [delta async for delta in answer.deltas()]
+    greedy = CONFIG.replace('name = "default"', 'name = "default"\nversion = 2\nfixed = { platform = 1000000 }', 1)
+    site.config.write_text(greedy.replace('name = "guide"', 'name = "renamed"'))
+    site.settings = load(site.config)
+    site.engine.down = False
+    async with site.open():
+        await until(lambda: bool(site.entries("answer.attributed")))
+    assert site.check()["contributor:ada"] == pytest.approx(int(answer.attribution["charge_nano"]) * 0.7, abs=1)
+    policies = site.entries("policy.published")
+    assert [policy["version"] for policy in policies] == [1, 2]
+
+
 async def _never(_request_id: str) -> dict[str, Any]:
     raise asyncio.CancelledError
 
