@@ -1,7 +1,7 @@
 """Answers as rows: the queue of attribution jobs, and the attribution object that clients read.
 
 An answer waits with its sealed inputs, from which any coalition's prompt can be rendered again. They are erased in the
-transaction that ends the job.
+transaction that records the attribution.
 """
 
 from __future__ import annotations
@@ -124,13 +124,36 @@ def backlog(connection: sa.Connection) -> int:
 
 
 def finish(
-    connection: sa.Connection, request_id: str, status: Status, attribution: dict[str, Any], record_index: int | None
+    connection: sa.Connection, request_id: str, status: Status, attribution: dict[str, Any], record_index: int
 ) -> None:
     """End an answer's job and erase its inputs."""
     connection.execute(
         sa.update(answer)
         .where(answer.c.request_id == request_id)
         .values(status=status, attribution=orjson.dumps(attribution), record_index=record_index, inputs=None)
+    )
+
+
+def give_up(connection: sa.Connection, request_id: str, attribution: dict[str, Any]) -> None:
+    """Take a job out of the queue. Its inputs stay, and with them the means to try again."""
+    connection.execute(
+        sa.update(answer)
+        .where(answer.c.request_id == request_id)
+        .values(status="failed", attribution=orjson.dumps(attribution))
+    )
+
+
+def retry(connection: sa.Connection, request_id: str) -> None:
+    """Put a job that was given up back into the queue; raises UnknownRequestError when there is none."""
+    row = find(connection, request_id)
+    if row.status != "failed":
+        raise UnknownRequestError(f"there is nothing to retry: the attribution of {request_id} is {row.status}")
+    current = orjson.loads(row.attribution)
+    del current["reason"]
+    connection.execute(
+        sa.update(answer)
+        .where(answer.c.request_id == request_id)
+        .values(status="pending", attempts=0, attribution=orjson.dumps(current | {"status": "pending"}))
     )
 
 

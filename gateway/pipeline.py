@@ -11,7 +11,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncGenerator, Coroutine, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
 import orjson
@@ -36,6 +36,7 @@ from retrieval import Retriever
 T = TypeVar("T")
 ATTEMPTS_MAX = 3
 RETRY_S = 5.0
+POLL_S = 30.0
 log = structlog.get_logger(__name__)
 
 
@@ -245,7 +246,7 @@ class Pipeline:
             if answers.count_attempt(connection, request_id) < ATTEMPTS_MAX:
                 return current
             failed = failed_object(current, f"{type(error).__name__}: {error}")
-            answers.finish(connection, request_id, "failed", failed, None)
+            answers.give_up(connection, request_id, failed)
             return failed
 
         return await self._transactions.commit("attribution", note)
@@ -263,7 +264,9 @@ class Pipeline:
             if "pending" in outcomes:
                 await asyncio.sleep(RETRY_S)
             elif not outcomes:
-                await self._work_arrived.wait()
+                with suppress(TimeoutError):  # an operator's retry comes from another process, and wakes nobody here
+                    async with asyncio.timeout(POLL_S):
+                        await self._work_arrived.wait()
 
     # Underneath.
 

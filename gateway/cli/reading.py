@@ -79,3 +79,11 @@ def show_attribution(request_id: str, config: ConfigOption = DEFAULT_CONFIG, *, 
         print_json(found)
     else:
         draw_attribution(found)
+
+
+@attributions.command("retry")
+def retry_attribution(request_id: str, config: ConfigOption = DEFAULT_CONFIG) -> None:
+    """Queue an attribution that was given up once more; a running gateway takes it up within a minute."""
+    with office(config) as o, o.write() as connection:
+        answers.retry(connection, request_id)
+    out.print(f"{request_id} waits for attribution again")

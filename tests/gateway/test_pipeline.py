@@ -277,9 +277,19 @@ async def test_a_scorer_that_returns_nonsense_fails_the_job_and_leaves_the_money
             while await status() == "pending":
                 await asyncio.sleep(0.01)
         row = await gateway.transactions.read(lambda c: answers.find(c, answer.request_id))
-    assert (row.status, row.attempts, row.inputs) == ("failed", pipeline.ATTEMPTS_MAX, None)
+    assert (row.status, row.attempts) == ("failed", pipeline.ATTEMPTS_MAX)
     assert "NaN" in orjson.loads(row.attribution)["reason"]
     assert site.check()["suspense"] == charge_nano
+
+    site.engine.score_as = lambda prompt, answer: [-0.1 if "Petra in 1803" in prompt else -2.0] * len(answer)
+    site.engine.down = False
+    with office(site.config) as o, o.write() as connection:
+        answers.retry(connection, answer.request_id)
+    async with site.open() as gateway:
+        await until(lambda: bool(site.entries("answer.attributed")))
+        row = await gateway.transactions.read(lambda c: answers.find(c, answer.request_id))
+    assert (row.status, row.inputs) == ("attributed", None)
+    assert site.check()["suspense"] == 0
 
 
 async def test_a_job_that_a_stop_interrupted_is_done_by_the_next_start(site: Site) -> None:

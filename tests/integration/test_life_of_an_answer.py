@@ -223,6 +223,9 @@ def test_an_answer_is_its_callers_alone(gateway: Running, attributed: dict[str, 
         assert gateway.http("operator").get(f"/v1/{path}/{attributed['id']}").status_code == 200
     broke = other.post("/v1/completions", json={"model": "smollm2", "prompt": "x", "max_tokens": 1})
     assert (broke.status_code, broke.json()["error"]["code"]) == (402, "insufficient_quota")
+    assert CliRunner().invoke(app, ["key", "revoke", "other", "--config", str(gateway.config)]).exit_code == 0
+    revoked = other.get("/v1/models")
+    assert (revoked.status_code, "was revoked on" in revoked.json()["error"]["message"]) == (401, True)
 
 
 def test_withdrawal_takes_effect_on_the_next_request(gateway: Running, tmp_path: Path) -> None:
