@@ -43,7 +43,7 @@ format: $(STAMP) ## Put the code in order
 bench-attribution: $(STAMP) ## Estimators against the exact game, from recorded answers
 	$(BIN)/python -m benchmarks.attribution
 
-adapters: $(STAMP) ## Train the demo's two adapters again (about an hour on two cores)
+adapters: $(STAMP) ## Train the demo's two adapters again (some twenty minutes on two cores)
 	$(BIN)/python examples/train_adapters.py
 
 clean: ## Remove the environment and caches

@@ -89,6 +89,11 @@ class AnswerRow:
     inputs: bytes | None
     attribution: bytes
 
+    @property
+    def newest_index(self) -> int:
+        """The log index of the newest entry about it: the attribution, or the usage until there is one."""
+        return self.usage_index if self.record_index is None else self.record_index
+
 
 def salted_digest(salt: bytes, content: Sequence[int | str]) -> str:
     """What the log holds of a prompt or an answer: SHA-256, in hex, over a secret salt and the token ids or texts."""
@@ -136,11 +141,8 @@ def finish(
 
 def give_up(connection: sa.Connection, request_id: str, attribution: dict[str, Any]) -> None:
     """Take a job out of the queue. Its inputs stay, and with them the means to try again."""
-    connection.execute(
-        sa.update(answer)
-        .where(answer.c.request_id == request_id)
-        .values(status="failed", attribution=orjson.dumps(attribution))
-    )
+    changed = sa.update(answer).where(answer.c.request_id == request_id, answer.c.status == "pending")
+    connection.execute(changed.values(status="failed", attribution=orjson.dumps(attribution)))
 
 
 def retry(connection: sa.Connection, request_id: str) -> None:

@@ -25,7 +25,7 @@ from gateway.metrics import LedgerState, Metrics
 from gateway.observe import Observed
 from gateway.pipeline import Pipeline
 from gateway.registry import Registry, RegistryError
-from gateway.settings import Settings
+from gateway.settings import Settings, SettingsError
 from gateway.state import Gateway
 from gateway.transactions import Transactions, ledger_write
 from ledger_client import Log, Signer
@@ -67,7 +67,18 @@ async def open_gateway(
     """Build every object, recover what a crash left, load the adapters, and take it all down again in order."""
     database = Database(settings.database.url)
     database.require_current_schema()
+    with database.claimed_by(settings.server.id):
+        async with _opened(settings, database, engine, embedder) as gateway:
+            yield gateway
+
+
+@asynccontextmanager
+async def _opened(
+    settings: Settings, database: Database, engine: MakeEngine, embedder: MakeEmbedder
+) -> AsyncIterator[Gateway]:
     signer = Signer.load(settings.log.signing_key_file)
+    if signer.name != settings.log.origin:
+        raise SettingsError(f"log.origin is {settings.log.origin!r}, but the signing key is of {signer.name!r}")
     ledger = Log(signer)
     books = Books(ledger, settings.server.id, lambda: datetime.now(UTC))
     registry = Registry(ledger)

@@ -7,6 +7,7 @@ acknowledged records.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +19,7 @@ import alembic.config
 import alembic.migration
 import alembic.script
 import sqlalchemy as sa
+from filelock import FileLock, Timeout
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_TIMEOUT_MS = 30_000
@@ -35,16 +37,19 @@ class Database:
         self._sqlite = parsed.get_backend_name() == "sqlite"
         if self._sqlite and parsed.database:
             _create_private(Path(parsed.database))
-        self.engine = sa.create_engine(parsed, pool_size=16, max_overflow=16)
+        # Parameters hold prompts and keys' digests, which no error message should show.
+        self.engine = sa.create_engine(parsed, pool_size=16, max_overflow=16, hide_parameters=True)
         if self._sqlite:
             sa.event.listen(self.engine, "connect", _set_pragmas)
             sa.event.listen(self.engine, "begin", _begin)
         self._writer = self.engine.execution_options(write=True)
+        # A read on SQLite sees one snapshot anyway; a server database has to be asked for it.
+        self._reader = self.engine if self._sqlite else self.engine.execution_options(isolation_level="REPEATABLE READ")
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
         """A transaction that only reads, from one snapshot."""
-        with self.engine.begin() as connection:
+        with self._reader.begin() as connection:
             yield connection
 
     @contextmanager
@@ -52,6 +57,31 @@ class Database:
         """A transaction that holds the write lock from its first statement and commits on exit."""
         with self._writer.begin() as connection:
             yield connection
+
+    @contextmanager
+    def claimed_by(self, gateway_id: str) -> Iterator[None]:
+        """Hold the right to be the gateway of this id; raises DatabaseError while another process holds it.
+
+        A gateway voids at its start what an earlier process of its id left open, so two must never run at once.
+        """
+        taken = DatabaseError(f"a gateway with the id {gateway_id!r} runs on this database; set another server.id")
+        if self._sqlite:
+            lock = FileLock(f"{self.engine.url.database}.{gateway_id}.lock", timeout=0, mode=0o600)
+            try:
+                lock.acquire()
+            except Timeout:
+                raise taken from None
+            try:
+                yield
+            finally:
+                lock.release()
+            return
+        key = int.from_bytes(hashlib.sha256(gateway_id.encode()).digest()[:8], "big", signed=True)
+        with self.engine.connect() as connection:  # the lock is the session's, and ends with it however it ends
+            if not connection.execute(sa.select(sa.func.pg_try_advisory_lock(key))).scalar_one():
+                raise taken
+            connection.commit()
+            yield
 
     def migrate(self) -> None:
         """Bring the schema to this version's."""

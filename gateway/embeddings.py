@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from gateway import answers
 from gateway.answers import AnswerRow, SealedInputs, salted_digest
 from gateway.catalogue import ServedModel
+from gateway.engines import PromptTooLong
 from gateway.identifiers import new_id, now
 from gateway.metrics import Metrics
 from gateway.objects import attributed_object, attribution_record, pending_object
@@ -45,12 +46,11 @@ class Embeddings:
     async def embed(self, caller: str, model: ServedModel, texts: list[str]) -> Embedded:
         """Embed texts; their charge is committed and split before the vectors go out.
 
-        Raises InsufficientCredit before any work that costs more than counting tokens.
+        Raises PromptTooLong or InsufficientCredit before any work that costs more than counting tokens.
         """
         request_id = new_id("req")
         structlog.contextvars.bind_contextvars(request_id=request_id)
-        tokens = await asyncio.to_thread(self._embedder.count_tokens, texts)
-        usage = Usage(prompt_tokens=tokens, completion_tokens=0)
+        usage = Usage(prompt_tokens=await asyncio.to_thread(self._count, texts), completion_tokens=0)
         charge_nano = model.price.charge_nano(usage)
         intent = await self._transactions.commit(
             "intent", lambda c: self._books.admit(c, caller, charge_nano, request_id)
@@ -85,11 +85,11 @@ class Embeddings:
         )
         lines = split(charge_nano, model.policy, (), request_id)
 
-        def commit(connection: sa.Connection) -> None:
+        def commit(connection: sa.Connection) -> dict[str, Any]:
             usage_index = self._books.record_usage(connection, intent, record)
             credit = attribution_record(request_id, inputs, terms, None, lines, {})
             record_index = self._books.record_attribution(connection, credit)
-            pending: dict[str, Any] = pending_object(request_id, record)
+            attributed = attributed_object(pending_object(request_id, record), inputs, terms, None, lines, record_index)
             row = AnswerRow(
                 request_id=request_id,
                 caller=caller,
@@ -100,10 +100,19 @@ class Embeddings:
                 attempts=0,
                 salt=salt,
                 inputs=None,
-                attribution=orjson.dumps(attributed_object(pending, inputs, terms, None, lines, record_index)),
+                attribution=orjson.dumps(attributed),
             )
             answers.insert(connection, row)
+            return attributed
 
-        await self._transactions.commit("usage", commit)
+        attributed = await self._transactions.commit("usage", commit)
         self._metrics.observe_usage(model, usage)
+        self._metrics.observe_credit(attributed)
         return Embedded(request_id=request_id, vectors=vectors, usage=usage)
+
+    def _count(self, texts: list[str]) -> int:
+        """Tokens of all texts together; raises PromptTooLong when one of them would not be seen whole."""
+        counts = [self._embedder.count_tokens([text]) for text in texts]
+        if max(counts) > self._embedder.max_tokens:
+            raise PromptTooLong(tokens=max(counts), limit_tokens=self._embedder.max_tokens)
+        return sum(counts)

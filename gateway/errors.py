@@ -1,6 +1,7 @@
 """Every error a client can meet, in OpenAI's shape, with its status decided in one table.
 
-An exception that is not in the table is our fault: the client gets a 500 with the request id, the log gets the rest.
+An exception that is not in the table is our fault: the client gets a 500, the log gets the rest. A request that was
+admitted is named in the headers of its error too.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from gateway.auth import KeyRefusedError, RoleRefusedError
 from gateway.catalogue import UnknownModelError
 from gateway.engines import EngineUnavailable, PromptTooLong
 from ledger_client import EntryConflict
-from metering import CommitError, InsufficientCredit, MeteringError
+from metering import CommitError, InsufficientCredit
 
 log = structlog.get_logger(__name__)
 
@@ -56,8 +57,7 @@ TABLE: dict[type[Exception], Reply] = {
     UnknownModelError: Reply(status=404, type=INVALID_REQUEST, code="model_not_found", param="model"),
     UnknownRequestError: Reply(status=404, type=INVALID_REQUEST, code="request_not_found"),
     NotFoundError: Reply(status=404, type=INVALID_REQUEST, code="not_found"),
-    PromptTooLong: Reply(status=400, type=INVALID_REQUEST, code="context_length_exceeded", param="messages"),
-    MeteringError: Reply(status=400, type=INVALID_REQUEST),
+    PromptTooLong: Reply(status=400, type=INVALID_REQUEST, code="context_length_exceeded"),
     EntryConflict: Reply(status=409, type=INVALID_REQUEST, code="idempotency_conflict"),
     EngineUnavailable: Reply(status=503, type="service_unavailable", code="engine_unavailable"),
     CommitError: Reply(status=503, type="service_unavailable", code="ledger_unavailable"),
@@ -94,7 +94,9 @@ async def _ours(_request: Request, error: Exception) -> JSONResponse:
     status, body = body_of(error)
     if status == 500:
         log.error("request_failed", exc_info=error)
-    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
+    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
+    if request_id := structlog.contextvars.get_contextvars().get("request_id"):
+        headers |= {"x-tributary-request-id": request_id, "x-request-id": request_id}
     return JSONResponse(body, status, headers)
 
 

@@ -44,7 +44,8 @@ class Question:
 class Answer:
     """One answer on its way. Read `deltas` to their end, or `abandon` it: either way what was generated is charged.
 
-    first_token_s: seconds from admission to the first token. attribution: the attribution object, once metered.
+    started_s: when it was asked for, on the monotonic clock. first_token_s, last_token_s: seconds from then.
+    attribution: the attribution object, once metered.
     """
 
     request_id: str
@@ -56,8 +57,9 @@ class Answer:
     answer_ids: list[int] = field(default_factory=list)
     finish_reason: str = "error"
     attribution: dict[str, Any] = field(default_factory=dict)
-    started_s: float = field(default_factory=time.monotonic)
+    started_s: float
     first_token_s: float | None = None
+    last_token_s: float | None = None
     abandoned: bool = False
     _deltas: asyncio.Queue[Delta | Exception | None] = field(default_factory=asyncio.Queue)
 
@@ -92,8 +94,9 @@ class Answer:
 
     def take(self, delta: Delta) -> None:
         """Keep a delta and hand it to the client."""
+        self.last_token_s = time.monotonic() - self.started_s
         if self.first_token_s is None:
-            self.first_token_s = time.monotonic() - self.started_s
+            self.first_token_s = self.last_token_s
         self.answer_ids.extend(delta.token_ids)
         self.finish_reason = delta.finish_reason or "error"
         self._deltas.put_nowait(delta)

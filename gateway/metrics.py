@@ -5,7 +5,6 @@ No label is a contributor, a request, a key or a document, so the number of seri
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -93,10 +92,10 @@ class Metrics:
         """Count an answer that was just metered."""
         model, usage = answer.question.model, answer.usage
         self.observe_usage(model, usage)
-        if answer.first_token_s is not None:
+        if answer.first_token_s is not None and answer.last_token_s is not None:
             self.first_token_seconds.labels(model.name).observe(answer.first_token_s)
             if usage.completion_tokens > 1:
-                rest_s = time.monotonic() - answer.started_s - answer.first_token_s
+                rest_s = answer.last_token_s - answer.first_token_s
                 self.token_seconds.labels(model.name).observe(rest_s / (usage.completion_tokens - 1))
 
     def observe_usage(self, model: ServedModel, usage: Usage) -> None:
@@ -113,6 +112,10 @@ class Metrics:
         if attributed["surplus_nats"]:
             ratio = abs(attributed["estimator"]["residual_nats"] / attributed["surplus_nats"])
             self.residual_ratio.labels(estimator).observe(ratio)
+        self.observe_credit(attributed)
+
+    def observe_credit(self, attributed: Mapping[str, Any]) -> None:
+        """Count what a recorded split credits."""
         for line in attributed["split"]:
             self.credited_nano.labels(line["role"]).inc(int(line["amount_nano"]))
 

@@ -59,6 +59,9 @@ class Observed:
 
         try:
             await self._app(scope, receive, noting)
+        except Exception:
+            status = 500  # the reply to it is sent further out
+            raise
         finally:
             duration_s = time.monotonic() - started_s
             if operation := OPERATIONS.get(scope["path"]):

@@ -21,16 +21,16 @@ import structlog
 import attribution
 from gateway import answers, scoring
 from gateway.answers import AnswerRow, GroundedPassage, SealedInputs, salted_digest
-from gateway.engines import Delta, Engine
+from gateway.engines import Delta, Engine, EngineError
 from gateway.exchange import Answer, Question
 from gateway.grounding import Message, ground
 from gateway.identifiers import new_id, now
 from gateway.metrics import Metrics
 from gateway.objects import attributed_object, attribution_record, failed_object, pending_object, player_shares
-from gateway.registry import Registry, Terms
+from gateway.registry import Registry, RegistryError, Terms
 from gateway.scoring import Scored
 from gateway.transactions import Transactions
-from metering import Books, Intent, SplitLine, UsageRecord, split
+from metering import Books, CommitError, Intent, IntentError, MeteringError, SplitLine, UsageRecord, split
 from retrieval import Retriever
 
 T = TypeVar("T")
@@ -38,6 +38,12 @@ ATTEMPTS_MAX = 3
 RETRY_S = 5.0
 POLL_S = 30.0
 log = structlog.get_logger(__name__)
+
+
+def _reason(error: Exception) -> str:
+    """What an attribution object says of a failure: our own errors in their words, others only by their kind."""
+    said = isinstance(error, attribution.AttributionError | EngineError | MeteringError | RegistryError)
+    return f"{type(error).__name__}: {error}" if said else type(error).__name__
 
 
 class Pipeline:
@@ -73,6 +79,7 @@ class Pipeline:
 
         Raises InsufficientCredit, PromptTooLong or EngineUnavailable, with nothing charged.
         """
+        started_s = time.monotonic()
         request_id = new_id("req")
         structlog.contextvars.bind_contextvars(request_id=request_id)
         maximum_nano = question.model.price.maximum_nano(self._engine.context_tokens)
@@ -93,6 +100,7 @@ class Pipeline:
             intent=intent,
             passages=passages,
             prompt_ids=prompt_ids,
+            started_s=started_s,
         )
         self._answering.add(answer)
         self._spawn(self._carry(answer, stream))
@@ -145,8 +153,17 @@ class Pipeline:
         except Exception as error:
             log.exception("metering_failed")
             answer.end(error)
+            await self._release(answer)
+        except asyncio.CancelledError:  # the gateway stops; the usage is committed, and the attribution job keeps
+            answer.end(None)
+            raise
         finally:
             self._answering.discard(answer)
+
+    async def _release(self, answer: Answer) -> None:
+        """Void a request whose usage did not commit. If the ledger is still gone, the next start does it."""
+        with suppress(CommitError, IntentError):
+            await self._void(answer.intent, "the usage could not be recorded")
 
     async def _meter(self, answer: Answer) -> None:
         """Commit usage, charge and the attribution job in one transaction; attribute at once where that was asked."""
@@ -182,7 +199,7 @@ class Pipeline:
 
         await self._transactions.commit("usage", commit)
         self._metrics.observe_answer(answer)
-        if answer.question.mode == "inline":
+        if answer.question.mode == "inline" and not answer.abandoned:
             answer.attribution = await self.attribute(answer.request_id)
         else:
             self._work_arrived.set()
@@ -230,7 +247,8 @@ class Pipeline:
         """Post the split, log the record that it follows from, end the job; returns the attribution object."""
         request_id = current["id"]
         documents = {
-            p.document: self._registry.document_index(connection, p.document, p.digest) for p in inputs.passages
+            p.document: self._registry.document_index(connection, p.document, p.digest, p.owner)
+            for p in inputs.passages
         }
         record = attribution_record(request_id, inputs, terms, scored, lines, documents)
         index = self._books.record_attribution(connection, record)
@@ -243,13 +261,20 @@ class Pipeline:
         log.warning("attribution_attempt_failed", request_id=request_id, error=repr(error))
 
         def note(connection: sa.Connection) -> dict[str, Any]:
+            row = answers.find(connection, request_id)
+            if row.status != "pending":  # the attempt was recorded, and only the news of it was lost
+                recorded: dict[str, Any] = orjson.loads(row.attribution)
+                return recorded
             if answers.count_attempt(connection, request_id) < ATTEMPTS_MAX:
                 return current
-            failed = failed_object(current, f"{type(error).__name__}: {error}")
+            failed = failed_object(current, _reason(error))
             answers.give_up(connection, request_id, failed)
             return failed
 
-        return await self._transactions.commit("attribution", note)
+        outcome = await self._transactions.commit("attribution", note)
+        if outcome["status"] == "failed":
+            self._metrics.attributions.labels("failed").inc()
+        return outcome
 
     async def work(self) -> None:
         """Attribute what waits, oldest first, for as long as the gateway runs."""

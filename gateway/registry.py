@@ -18,7 +18,7 @@ from gateway import tables
 from gateway.engines import resident_name
 from gateway.identifiers import now
 from ledger_client import Entry, Log, entry_id
-from metering import SplitPolicy
+from metering import AdapterTerms, SplitPolicy
 
 SOURCE = "registry"
 SLUG = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -135,6 +135,7 @@ class Registry:
             raise RegistryError(
                 f"adapter name {name!r} may hold lower-case letters, digits, dots, '_' and '-', at most 63"
             )
+        AdapterTerms(developer=developer, datasets=tuple(datasets))  # what a split would refuse is refused here
         for contributor in (developer, *(contributor for contributor, _ in datasets)):
             self.contributor(connection, contributor)
         data = {
@@ -193,12 +194,12 @@ class Registry:
         """Date a document's withdrawal; returns the log index."""
         return self._claim(connection, f"document:{document}", "document.withdrawn", {"document": document})
 
-    def document_index(self, connection: sa.Connection, document: str, digest: str) -> int:
-        """The log index of the newest registration of a document with this digest."""
+    def document_index(self, connection: sa.Connection, document: str, digest: str, owner: str) -> int:
+        """The log index of the newest registration of a document with this digest by this owner."""
         for index, entry in reversed(list(self._chain(connection, f"document:{document}"))):
-            if entry.data.get("digest") == digest:
+            if (entry.data.get("digest"), entry.data.get("owner")) == (digest, owner):
                 return index
-        raise RegistryError(f"document {document} with digest {digest} was never registered")
+        raise RegistryError(f"document {document} with digest {digest} was never registered by {owner}")
 
     def terms(self, connection: sa.Connection, policy_index: int, adapter_index: int | None) -> Terms:
         """The terms of an answer as they were when it was given, whatever is configured by now."""

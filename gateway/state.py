@@ -49,4 +49,4 @@ async def _principal(gateway: GatewayState, authorization: Annotated[str | None,
     return await gateway.transactions.read(lambda connection: authenticate(connection, authorization))
 
 
-Caller = Annotated[Principal, Depends(_principal)]
+KeyHolder = Annotated[Principal, Depends(_principal)]

@@ -47,7 +47,8 @@ adapter = sa.Table(
 )
 
 # One row an answer, and the queue of attribution jobs: a job is a row whose status is `pending`. The sealed inputs are
-# erased when the job ends.
+# erased when the attribution is recorded; a job that was given up keeps them for another try. The salt opens the
+# digests in the log to whoever has the text.
 answer = sa.Table(
     "answer",
     metadata,

@@ -22,10 +22,14 @@ _CLS, _SEP = 101, 102  # the tokens that begin and end every text in BERT's voca
 
 
 class Embedder(Protocol):
-    """name identifies weights and pooling: vectors of different names are never compared. Safe to share by threads."""
+    """name identifies weights and pooling: vectors of different names are never compared. Safe to share by threads.
+
+    max_tokens: how much of a text it sees.
+    """
 
     name: str
     dimension: int
+    max_tokens: int
 
     def count_tokens(self, texts: Sequence[str]) -> int:
         """The tokens of all texts together, without special tokens and before any truncation."""
@@ -48,7 +52,8 @@ class MiniLM:
 
     name = "all-minilm-l6-v2"
     dimension = 384
-    _MAX_PIECES = 256
+    max_tokens = 254
+    _MAX_PIECES = max_tokens + 2  # with the marks of beginning and end
 
     def __init__(self, *, batch_size: int = 32) -> None:
         if batch_size < 1:

@@ -11,7 +11,7 @@ from fastapi.responses import PlainTextResponse
 
 from gateway import answers
 from gateway.auth import Principal
-from gateway.state import Caller, GatewayState
+from gateway.state import GatewayState, KeyHolder
 
 router = APIRouter(prefix="/v1", tags=["Answers"])
 
@@ -23,7 +23,7 @@ def _visible(connection: sa.Connection, request_id: str, principal: Principal) -
 
 
 @router.get("/attributions/{request_id}")
-async def attribution(request_id: str, gateway: GatewayState, caller: Caller) -> dict[str, Any]:
+async def attribution(request_id: str, gateway: GatewayState, caller: KeyHolder) -> dict[str, Any]:
     """The attribution object of an answer."""
     row = await gateway.transactions.read(lambda c: _visible(c, request_id, caller))
     found: dict[str, Any] = orjson.loads(row.attribution)
@@ -31,12 +31,11 @@ async def attribution(request_id: str, gateway: GatewayState, caller: Caller) ->
 
 
 @router.get("/receipts/{request_id}", response_class=PlainTextResponse)
-async def receipt(request_id: str, gateway: GatewayState, caller: Caller) -> PlainTextResponse:
+async def receipt(request_id: str, gateway: GatewayState, caller: KeyHolder) -> PlainTextResponse:
     """Offline proof that the answer's newest entry is in the log: its attribution, or its usage until then."""
 
     def prove(connection: sa.Connection) -> str:
         row = _visible(connection, request_id, caller)
-        index = row.usage_index if row.record_index is None else row.record_index
-        return gateway.log.receipt(connection, index)
+        return gateway.log.receipt(connection, row.newest_index)
 
     return PlainTextResponse(await gateway.transactions.read(prove))

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
+import sqlalchemy as sa
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import JSONResponse
 
 from gateway.auth import Principal
-from gateway.errors import NotFoundError
+from gateway.errors import BadRequestError, NotFoundError
 from gateway.registry import RegistryError
-from gateway.state import Caller, Gateway, GatewayState
-from metering import Grouping, earnings, entries, statement
+from gateway.state import Gateway, GatewayState, KeyHolder
+from metering import Grouping, MeteringError, earnings, entries, statement
 
+T = TypeVar("T")
 router = APIRouter(prefix="/v1/contributors/{contributor}", tags=["Contributors"])
+
+
+async def _query(gateway: Gateway, read: Callable[[sa.Connection], T]) -> T:
+    """Run a query whose period, grouping or cursor the client gave; what is wrong with them is the client's to mend."""
+    try:
+        return await gateway.transactions.read(read)
+    except MeteringError as error:
+        raise BadRequestError(str(error)) from None
 
 
 async def _readable(gateway: Gateway, contributor: str, principal: Principal) -> str:
@@ -35,26 +46,26 @@ async def _readable(gateway: Gateway, contributor: str, principal: Principal) ->
 async def read_earnings(
     contributor: str,
     gateway: GatewayState,
-    principal: Caller,
+    principal: KeyHolder,
     period: Annotated[str | None, Query(description="a month in UTC, YYYY-MM; absent, ever")] = None,
     group_by: Annotated[Grouping | None, Query()] = None,
 ) -> dict[str, Any]:
     """What a contributor earned, and by what."""
     who = await _readable(gateway, contributor, principal)
-    return (await gateway.transactions.read(lambda c: earnings(c, who, period, group_by))).as_json()
+    return (await _query(gateway, lambda c: earnings(c, who, period, group_by))).as_json()
 
 
 @router.get("/entries")
 async def read_entries(
     contributor: str,
     gateway: GatewayState,
-    principal: Caller,
+    principal: KeyHolder,
     after: Annotated[str | None, Query(description="the next_after of the page before")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> dict[str, Any]:
     """A contributor's postings, newest last, each with its log index."""
     who = await _readable(gateway, contributor, principal)
-    return (await gateway.transactions.read(lambda c: entries(c, who, after, limit))).as_json()
+    return (await _query(gateway, lambda c: entries(c, who, after, limit))).as_json()
 
 
 @router.get("/statements/{period}")
@@ -62,12 +73,12 @@ async def read_statement(
     contributor: str,
     period: str,
     gateway: GatewayState,
-    principal: Caller,
+    principal: KeyHolder,
     accept: Annotated[str, Header()] = "application/json",
 ) -> Response:
     """A contributor's account statement for a month: JSON, or CSV with `Accept: text/csv`."""
     who = await _readable(gateway, contributor, principal)
-    found = await gateway.transactions.read(lambda c: statement(c, who, period))
+    found = await _query(gateway, lambda c: statement(c, who, period))
     if "text/csv" in accept:
         name = f"{who}-{period}.csv"
         headers = {"content-disposition": f'attachment; filename="{name}"'}

@@ -25,7 +25,7 @@ from gateway.engines import Delta, SamplingParams
 from gateway.errors import BadRequestError, body_of
 from gateway.exchange import Answer, Question
 from gateway.grounding import Message
-from gateway.state import Caller, Gateway, GatewayState
+from gateway.state import Gateway, GatewayState, KeyHolder
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
@@ -39,21 +39,21 @@ def _takes(kind: type[BaseModel]) -> dict[str, Any]:
 
 
 @router.get("/models")
-async def list_models(gateway: GatewayState, caller: Caller) -> dict[str, Any]:
+async def list_models(gateway: GatewayState, caller: KeyHolder) -> dict[str, Any]:
     """The served models."""
     caller.require("caller", "operator")
     return {"object": "list", "data": [_model_object(model) for model in gateway.catalogue]}
 
 
 @router.get("/models/{name}")
-async def retrieve_model(name: str, gateway: GatewayState, caller: Caller) -> dict[str, Any]:
+async def retrieve_model(name: str, gateway: GatewayState, caller: KeyHolder) -> dict[str, Any]:
     """One served model."""
     caller.require("caller", "operator")
     return _model_object(gateway.catalogue.find(name))
 
 
 @router.post("/chat/completions", openapi_extra=_takes(ChatRequest))
-async def chat_completions(request: Request, gateway: GatewayState, caller: Caller) -> Response:
+async def chat_completions(request: Request, gateway: GatewayState, caller: KeyHolder) -> Response:
     """Answer a conversation."""
     caller.require("caller")
     body = await read_body(request, ChatRequest, gateway.settings.limits.body_bytes)
@@ -71,13 +71,13 @@ async def chat_completions(request: Request, gateway: GatewayState, caller: Call
         top_k=body.top_k or model.top_k,
         messages=tuple(Message(role=roles.get(m.role, m.role), content=m.text()) for m in body.messages),
         sampling=_sampling(gateway, body, body.max_completion_tokens or body.max_tokens),
-        mode=body.attribution.mode or gateway.settings.attribution.mode,
+        mode=(body.attribution and body.attribution.mode) or gateway.settings.attribution.mode,
     )
     return await _answer(gateway, caller.subject, question, body, _ChatShape())
 
 
 @router.post("/completions", openapi_extra=_takes(CompletionRequest))
-async def completions(request: Request, gateway: GatewayState, caller: Caller) -> Response:
+async def completions(request: Request, gateway: GatewayState, caller: KeyHolder) -> Response:
     """Continue a text. A raw prompt is not grounded."""
     caller.require("caller")
     body = await read_body(request, CompletionRequest, gateway.settings.limits.body_bytes)
@@ -85,13 +85,13 @@ async def completions(request: Request, gateway: GatewayState, caller: Caller) -
         model=_model(request, gateway, body.model, "chat"),
         prompt=body.prompt,
         sampling=_sampling(gateway, body, body.max_tokens),
-        mode=body.attribution.mode or gateway.settings.attribution.mode,
+        mode=(body.attribution and body.attribution.mode) or gateway.settings.attribution.mode,
     )
     return await _answer(gateway, caller.subject, question, body, _CompletionShape())
 
 
 @router.post("/embeddings", openapi_extra=_takes(EmbeddingRequest))
-async def embeddings(request: Request, gateway: GatewayState, caller: Caller) -> Response:
+async def embeddings(request: Request, gateway: GatewayState, caller: KeyHolder) -> Response:
     """Turn texts into vectors."""
     caller.require("caller")
     body = await read_body(request, EmbeddingRequest, gateway.settings.limits.body_bytes)
@@ -135,8 +135,8 @@ def _model_object(model: ServedModel) -> dict[str, Any]:
 def _sampling(gateway: Gateway, body: ChatRequest | CompletionRequest, max_tokens: int | None) -> SamplingParams:
     return SamplingParams(
         max_tokens=max_tokens or gateway.settings.limits.default_max_tokens,
-        temperature=body.temperature,
-        top_p=body.top_p,
+        temperature=1.0 if body.temperature is None else body.temperature,
+        top_p=1.0 if body.top_p is None else body.top_p,
         seed=body.seed,
         stop=body.stops,
     )
@@ -203,7 +203,7 @@ async def _answer(
     except BaseException:
         answer.abandon()
         raise
-    include_usage = body.stream_options is not None and body.stream_options.include_usage
+    include_usage = body.stream_options is not None and body.stream_options.include_usage is True
     events = _events(answer, shape, first, deltas, include_usage=include_usage)
     return _EventStream(events, answer.abandon, _headers(answer.request_id))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -35,4 +37,4 @@ async def readyz(gateway: GatewayState) -> JSONResponse:
 @router.get("/metrics")
 async def metrics(gateway: GatewayState) -> Response:
     """Prometheus exposition."""
-    return Response(gateway.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+    return Response(await asyncio.to_thread(gateway.metrics.render), media_type=CONTENT_TYPE_LATEST)

@@ -24,7 +24,7 @@ SCHEMA_REFERENCE = "#/components/schemas/{model}"
 
 
 class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
 
 
 class TextPart(_Body):
@@ -49,8 +49,8 @@ class ChatMessage(_Body):
 class StreamOptions(_Body):
     """What a stream adds."""
 
-    include_usage: bool = False
-    include_obfuscation: bool = False
+    include_usage: bool | None = None
+    include_obfuscation: Literal[False] | None = None
 
 
 class AttributionOptions(_Body):
@@ -62,16 +62,17 @@ class AttributionOptions(_Body):
 class _Generation(_Body):
     model: str
     max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     stop: str | Annotated[list[str], Field(max_length=4)] | None = None
     seed: StrictInt | None = None
     n: Literal[1] | None = None
+    logprobs: Literal[False] | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     presence_penalty: Literal[0] | None = None
     frequency_penalty: Literal[0] | None = None
-    attribution: AttributionOptions = AttributionOptions()
+    attribution: AttributionOptions | None = None
     # Taken so that clients which send them work; they change nothing about an answer.
     user: Ignored = None
     metadata: Ignored = None

@@ -10,18 +10,19 @@ from typing import Any
 
 import orjson
 import pytest
+import sqlalchemy as sa
 
 from gateway import answers, pipeline
 from gateway.app import open_gateway
 from gateway.auth import create_key
 from gateway.cli.context import office
 from gateway.cli.material import ingest_paths
-from gateway.database import Database
+from gateway.database import Database, DatabaseError
 from gateway.engines import EngineUnavailable, PromptTooLong, SamplingParams
 from gateway.exchange import Question
 from gateway.grounding import Message
 from gateway.identifiers import new_id
-from gateway.settings import load
+from gateway.settings import SettingsError, load
 from gateway.state import Gateway
 from ledger_client import Entry, Signer, fsck, fsck_derived
 from metering import CommitError, InsufficientCredit, balances
@@ -30,6 +31,9 @@ from tests.fakes import FakeEngine
 from tests.retrieval.kit import HashingEmbedder
 
 CONFIG = """
+[engine]
+name = "fake-base"
+
 [[policies]]
 name = "default"
 
@@ -230,6 +234,77 @@ async def test_a_commit_that_fails_is_told_and_the_answer_is_not_called_complete
         pass
     assert len(site.entries("request.voided")) == 1
     site.check()
+
+
+async def test_a_failed_commit_is_voided_as_soon_as_the_ledger_is_back(site: Site) -> None:
+    async with site.open() as gateway:
+        committer = gateway.pipeline._transactions._committer
+        seal, failures = committer._seal, iter([OSError("disk")])
+
+        def fail_once(connection: sa.Connection) -> object:
+            if error := next(failures, None):
+                raise error
+            return seal(connection)
+
+        answer = await gateway.pipeline.open(site.caller, site.question(gateway))
+        committer._seal = fail_once
+        with pytest.raises(CommitError):
+            [delta async for delta in answer.deltas()]
+        await until(lambda: bool(site.entries("request.voided")))
+        site.check()
+
+
+async def test_a_second_gateway_of_the_same_id_is_refused_and_voids_nothing(site: Site) -> None:
+    site.engine.delay_s = 0.02
+    async with site.open() as gateway:
+        answer = await gateway.pipeline.open(site.caller, site.question(gateway))
+        with pytest.raises(DatabaseError, match="'gateway-1' runs on this database"):
+            async with site.open():
+                pass
+        assert [delta async for delta in answer.deltas()]
+    assert site.entries("request.voided") == []
+    site.check()
+
+
+async def test_a_key_of_another_log_is_refused(site: Site) -> None:
+    site.settings = site.settings.model_copy(update={"log": site.settings.log.model_copy(update={"origin": "other"})})
+    with pytest.raises(SettingsError, match=r"log\.origin is 'other'"):
+        async with site.open():
+            pass
+
+
+async def test_an_attribution_whose_reply_was_lost_is_found_and_not_failed(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "ATTEMPTS_MAX", 1)
+    async with site.open() as gateway:
+        transactions, commit = gateway.pipeline._transactions, gateway.pipeline._transactions.commit
+        lost = iter([True])
+
+        async def lose_the_reply(kind: str, work: Callable[[sa.Connection], Any]) -> Any:
+            done = await commit(kind, work)
+            if kind == "attribution" and next(lost, False):
+                raise CommitError("the reply was lost")
+            return done
+
+        monkeypatch.setattr(transactions, "commit", lose_the_reply)
+        answer = await gateway.pipeline.open(site.caller, site.question(gateway, "guide", mode="inline"))
+        assert [delta async for delta in answer.deltas()]
+    assert answer.attribution["status"] == "attributed"
+    assert len(site.entries("answer.attributed")) == 1
+    assert site.check()["suspense"] == 0
+
+
+async def test_a_text_that_the_embedder_would_not_see_whole_is_refused_unpaid(site: Site) -> None:
+    site.embedder.max_tokens = 3
+    async with site.open() as gateway:
+        model = gateway.catalogue.find("plain")
+        embedded = await gateway.embeddings.embed(site.caller, model, ["one two three"])
+        assert embedded.usage.prompt_tokens == 3
+        with pytest.raises(PromptTooLong, match="4 tokens"):
+            await gateway.embeddings.embed(site.caller, model, ["one", "one two three four"])
+    assert len(site.entries("usage.recorded")) == 1
+    assert site.check()["suspense"] == 0
 
 
 def _fail(_connection: object) -> None:

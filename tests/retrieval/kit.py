@@ -24,6 +24,7 @@ class HashingEmbedder:
     def __init__(self, *, name: str = "bag-of-words", dimension: int = 64) -> None:
         self.name = name
         self.dimension = dimension
+        self.max_tokens = 1000
         self.texts: list[str] = []
 
     def count_tokens(self, texts: Sequence[str]) -> int:
