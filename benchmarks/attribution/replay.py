@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from attribution import (
-    DEFAULT_FLOOR_NATS,
     EXACT,
     TWO_END,
     WHOLE_PPM,
@@ -87,7 +86,7 @@ def lead(answer: RecordedAnswer, noise_nats: float) -> bool:
 def idle_changes_nats(answer: RecordedAnswer, noise_nats: float) -> list[float]:
     """How far log p of the answer moves, in nats, when a document with a share below 1 % is left out; one for each."""
     shares = _document_shares(answer, noise_nats)
-    totals = clipped(answer.game.values, DEFAULT_FLOOR_NATS).sum(axis=1)
+    totals = answer.game.values.sum(axis=1)
     full = len(totals) - 1
     return [
         float(abs(totals[full] - totals[full & ~(1 << position)]))

@@ -22,7 +22,7 @@ def test_the_table_holds_whole_games_of_the_demos_questions(recording: Recording
         assert answer.game.values.shape[0] == 2**5
 
 
-def test_two_end_misplaces_at_most_a_twentieth_of_the_money(recording: Recording) -> None:
+def test_two_end_misplaces_on_average_at_most_a_twentieth_of_the_money(recording: Recording) -> None:
     assert summarise(replay(recording, TWO_END)).tv <= 0.05
 
 
@@ -30,7 +30,7 @@ def test_the_document_that_holds_the_answer_leads_in_eight_of_ten(recording: Rec
     assert sum(lead(answer, recording.noise_nats) for answer in recording.answers[:10]) >= 8
 
 
-def test_leaving_out_a_document_of_no_share_changes_next_to_nothing(recording: Recording) -> None:
+def test_leaving_out_a_document_of_no_share_moves_an_answer_by_a_nat_at_most(recording: Recording) -> None:
     changes = [change for answer in recording.answers for change in idle_changes_nats(answer, recording.noise_nats)]
     assert changes
     assert max(changes) < 1.0
