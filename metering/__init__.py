@@ -4,6 +4,7 @@ from ledger_client import SUSPENSE
 from metering.books import Books
 from metering.committer import Committer
 from metering.errors import CommitError, InsufficientCredit, IntentError, MeteringError
+from metering.fsck import fsck_books
 from metering.policy import SplitPolicy
 from metering.postings import (
     FUNDING,
@@ -60,6 +61,7 @@ __all__ = [
     "contributor_account",
     "earnings",
     "entries",
+    "fsck_books",
     "metadata",
     "open_intents",
     "split",

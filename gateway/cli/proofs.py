@@ -13,7 +13,7 @@ from gateway import answers
 from gateway.cli.context import DEFAULT_CONFIG, ConfigOption, JsonOption, err, office, out, print_json
 from gateway.settings import load
 from ledger_client import Line, Signer, Verifier, fsck, fsck_derived, verify_receipt
-from metering import balances, open_intents
+from metering import balances, fsck_books, open_intents
 
 
 def receipt(
@@ -73,7 +73,7 @@ def _line(claim: str) -> Line:
 
 
 def run_fsck(config: ConfigOption = DEFAULT_CONFIG, *, as_json: JsonOption = False) -> None:
-    """Check every invariant from the stored bytes: entries, tree, checkpoints, postings, balances."""
+    """Check every invariant from the stored bytes: entries, tree, checkpoints, postings, balances, intents."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed}"), TimeElapsedColumn())
     progress = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
     with office(config) as o, o.database.read() as connection, progress as bar:
@@ -87,6 +87,7 @@ def run_fsck(config: ConfigOption = DEFAULT_CONFIG, *, as_json: JsonOption = Fal
             progress=lambda done: bar.update(task, completed=done),
         )
         findings += fsck_derived(connection)
+        findings += fsck_books(connection, o.log)
         size = o.log.size(connection)
     if as_json:
         print_json({"ok": not findings, "entries": size, "findings": [vars(finding) for finding in findings]})

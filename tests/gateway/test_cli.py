@@ -171,6 +171,17 @@ def test_fsck_names_what_was_changed(run: Run, tmp_path: Path) -> None:
     assert ("I8", 1) in {(finding["invariant"], finding["log_index"]) for finding in broken.json["findings"]}
 
 
+def test_fsck_names_a_posting_that_was_moved(run: Run, tmp_path: Path) -> None:
+    run("key", "create", "--role", "caller", "--name", "app", "--credit", "1.50")
+    assert run("fsck").out.strip() == "fsck: ok, 1 entries"
+    with sqlite3.connect(tmp_path / "tributary.db") as database:
+        database.execute("UPDATE posting SET account = 'contributor:mallory' WHERE account = 'funding'")
+    database.close()
+    broken = run("fsck", "--json")
+    assert broken.code == 1
+    assert ("I3", 0) in {(finding["invariant"], finding["log_index"]) for finding in broken.json["findings"]}
+
+
 def test_verify_says_which_step_failed(run: Run, tmp_path: Path) -> None:
     (tmp_path / "junk").write_text("not a receipt")
     refused = run("verify", "junk")

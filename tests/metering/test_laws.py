@@ -30,6 +30,7 @@ from metering import (
     balances,
     earnings,
     entries,
+    fsck_books,
     open_intents,
     statement,
 )
@@ -95,6 +96,7 @@ class BooksMachine(RuleBasedStateMachine):
                 self.signer.verifier,
                 open_intents={(intent.gateway, intent.gateway_seq) for intent in open_intents(connection)},
             )
+            findings += fsck_books(connection, self.log)
         assert findings == []
         self.engine.dispose()
         self.folder.cleanup()
