@@ -200,8 +200,15 @@ class Signer:
 
     @classmethod
     def load(cls, path: Path) -> Signer:
-        """Read a key file that `save` wrote. Raises KeyFileError when others may read it too, or it holds no key."""
-        with path.open(encoding="utf-8") as file:
+        """Read a key file that `save` wrote. Raises KeyFileError when others may read it too, or it holds no key.
+
+        A file that is not there is a KeyFileError as well.
+        """
+        try:
+            file = path.open(encoding="utf-8")
+        except FileNotFoundError:
+            raise KeyFileError(f"there is no signing key at {path}") from None
+        with file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             if mode & 0o077:
                 raise KeyFileError(f"others may read the signing key {path} (mode {mode:04o}): chmod 600 {path}")

@@ -255,6 +255,11 @@ def test_a_key_file_is_readable_by_its_owner_alone(tmp_path: Path, signer: Signe
     assert Signer.load(path).verifier_key == signer.verifier_key
 
 
+def test_a_key_file_that_is_missing_is_a_key_file_error(tmp_path: Path) -> None:
+    with pytest.raises(KeyFileError, match=r"there is no signing key at .*none"):
+        Signer.load(tmp_path / "none")
+
+
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o666, 0o610])
 def test_a_key_file_that_others_may_read_is_refused(tmp_path: Path, signer: Signer, mode: int) -> None:
     path = tmp_path / "log.key"
