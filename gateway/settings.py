@@ -7,13 +7,13 @@ type, stops start-up with the key's name.
 from __future__ import annotations
 
 import os
-import re
 import tomllib
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+import sqlalchemy as sa
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from gateway.grounding import DEFAULT_INSTRUCTION
@@ -21,11 +21,40 @@ from metering import Price, SplitPolicy
 
 ENVIRONMENT_PREFIX = "TRIBUTARY__"
 BASE_MODEL = "smollm2-135m-instruct"
-NAME = r"[a-z0-9][a-z0-9._-]{0,62}"
+DATABASES = ("sqlite", "postgresql")
 
 
 class SettingsError(ValueError):
     """The configuration cannot be used; the message names the key and says what it may be."""
+
+
+def _whole(pattern: str) -> StringConstraints:
+    """Text that a pattern matches from its first character to its last; pydantic alone would search for it."""
+    return StringConstraints(pattern=f"^(?:{pattern})$")
+
+
+def _is_database(value: str) -> str:
+    try:
+        url = sa.make_url(value)
+    except sa.exc.ArgumentError:
+        url = None
+    if url is None or url.get_backend_name() not in DATABASES:
+        raise ValueError("it must be a database's URL: sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME")
+    if url.get_backend_name() == "sqlite" and (not url.database or url.database.startswith((":memory:", "file:"))):
+        raise ValueError("it must name a file, as sqlite:///tributary.db does; books in memory end with the process")
+    return value
+
+
+def _is_price(value: str) -> str:
+    Price.parse(prompt=value, completion=value)
+    return value
+
+
+Name = Annotated[str, _whole(r"[a-z0-9][a-z0-9._-]{0,62}")]
+GatewayId = Annotated[str, _whole(r"[a-z0-9][a-z0-9-]{0,62}")]
+Origin = Annotated[str, _whole(r"[^\s+\x00-\x1f\x7f]{1,255}")]
+DatabaseUrl = Annotated[str, AfterValidator(_is_database)]
+Decimals = Annotated[str, AfterValidator(_is_price)]
 
 
 class _Section(BaseModel):
@@ -35,9 +64,7 @@ class _Section(BaseModel):
 class Server(_Section):
     """Where the gateway listens."""
 
-    id: str = Field(
-        default="gateway-1", pattern=r"[a-z0-9][a-z0-9-]{0,62}", description="names its sequence of requests"
-    )
+    id: GatewayId = Field(default="gateway-1", description="names its sequence of requests")
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535, description="0 takes any free port")
 
@@ -45,13 +72,13 @@ class Server(_Section):
 class DatabaseSection(_Section):
     """Where the records are kept: an SQLAlchemy URL; a relative SQLite path is relative to the configuration file."""
 
-    url: str = "sqlite:///tributary.db"
+    url: DatabaseUrl = "sqlite:///tributary.db"
 
 
 class LogSection(_Section):
     """The transparency log's name and signing key; a relative path is relative to the configuration file."""
 
-    origin: str = Field(default="tributary.local/log", pattern=r"[^\s+]+")
+    origin: Origin = "tributary.local/log"
     signing_key_file: Path = Path("log.key")
 
 
@@ -59,7 +86,7 @@ class EngineSection(_Section):
     """What generates and scores."""
 
     kind: Literal["embedded"] = "embedded"
-    name: str = Field(default=BASE_MODEL, pattern=NAME, description="what models call it in `base`")
+    name: Name = Field(default=BASE_MODEL, description="what models call it in `base`")
     model: Path | None = Field(default=None, description="a folder of safetensors; absent, SmolLM2 from its wheel")
     context_tokens: int = Field(default=2048, ge=64, le=1_048_576)
     dtype: Literal["fp32", "bf16"] = "fp32"
@@ -89,16 +116,11 @@ class Limits(_Section):
     default_max_tokens: int = Field(default=128, ge=1)
 
 
-def _is_price(value: str) -> str:
-    Price.parse(prompt=value, completion=value)
-    return value
-
-
 class PriceSection(_Section):
     """USD for a million tokens, as decimal strings."""
 
-    prompt: Annotated[str, AfterValidator(_is_price)] = "0"
-    completion: Annotated[str, AfterValidator(_is_price)] = "0"
+    prompt: Decimals = "0"
+    completion: Decimals = "0"
 
     def parsed(self) -> Price:
         """The price in integer nano-USD a token."""
@@ -108,11 +130,11 @@ class PriceSection(_Section):
 class ModelSection(_Section):
     """A served model: what a client names in `model`."""
 
-    name: str = Field(pattern=NAME)
+    name: Name
     kind: Literal["chat", "embedding"] = "chat"
-    base: str = Field(default=BASE_MODEL, pattern=NAME)
-    adapter: str | None = Field(default=None, pattern=NAME)
-    corpora: tuple[Annotated[str, Field(pattern=NAME)], ...] = ()
+    base: Name = Field(default=BASE_MODEL, description="[engine] name, or [retrieval] embedder for an embedding model")
+    adapter: Name | None = None
+    corpora: tuple[Name, ...] = ()
     licences: tuple[str, ...] | None = Field(default=None, description="those that allow the use; absent, any")
     top_k: int | None = Field(default=None, ge=1, le=32, description="absent, [retrieval] top_k")
     instruction: str = DEFAULT_INSTRUCTION
@@ -124,7 +146,7 @@ class ModelSection(_Section):
 class PolicySection(_Section):
     """A split policy: who takes which parts per million of a charge."""
 
-    name: str = Field(pattern=NAME)
+    name: Name
     version: int = Field(default=1, ge=1)
     fixed: dict[str, Annotated[int, Field(ge=0, le=1_000_000)]] = {"platform": 100_000, "base": 200_000}
     developer: int = Field(
@@ -194,6 +216,21 @@ class Settings(BaseSettings):
                 raise ValueError(f"model {model.name!r} names policy {model.policy!r}, which no [[policies]] defines")
         return self
 
+    @model_validator(mode="after")
+    def _bases_are_run(self) -> Self:
+        runs = {
+            "chat": ("[engine] name", self.engine.name),
+            "embedding": ("[retrieval] embedder", self.retrieval.embedder),
+        }
+        for model in self.models:
+            key, base = runs[model.kind]
+            if model.base != base:
+                raise ValueError(
+                    f"model {model.name!r} has base {model.base!r}; "
+                    f"a model of kind {model.kind} runs on {key}, {base!r}"
+                )
+        return self
+
 
 def load(path: Path) -> Settings:
     """Read a configuration file and the environment; relative paths in it become relative to its folder.
@@ -234,12 +271,15 @@ def _refuse_unknown_variables() -> None:
 
 def _anchored(settings: Settings, folder: Path) -> Settings:
     """The same settings with every relative path made absolute against the configuration file's folder."""
-    relative = re.fullmatch(r"sqlite:///(?!/)(?!:memory:)(.+)", settings.database.url)
-    url = f"sqlite:///{folder / relative[1]}" if relative else settings.database.url
-    return settings.model_copy(
-        update={
-            "database": settings.database.model_copy(update={"url": url}),
-            "log": settings.log.model_copy(update={"signing_key_file": folder / settings.log.signing_key_file}),
-            "retrieval": settings.retrieval.model_copy(update={"index_file": folder / settings.retrieval.index_file}),
-        }
-    )
+    url = sa.make_url(settings.database.url)
+    if url.get_backend_name() == "sqlite" and url.database:
+        url = url.set(database=str(folder / url.database))
+    model = settings.engine.model
+    changes: dict[str, dict[str, object]] = {
+        "database": {"url": url.render_as_string(hide_password=False)},
+        "log": {"signing_key_file": folder / settings.log.signing_key_file},
+        "engine": {"model": model and folder / model},
+        "retrieval": {"index_file": folder / settings.retrieval.index_file},
+    }
+    sections = {name: getattr(settings, name).model_copy(update=change) for name, change in changes.items()}
+    return settings.model_copy(update=sections)

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from gateway.settings import Settings, SettingsError, load
 
@@ -43,6 +44,25 @@ def test_the_template_states_the_defaults() -> None:
         ("[[models]]\nname = 'a'\nprice = { prompt = 0.1 }\n", "models.0.price.prompt"),
         ("[[policies]]\nname = 'default'\nfixed = { platform = 600000, base = 500000 }\n", "policies.0"),
         ("[attribution]\nestimator = 'guess'\n", "attribution.estimator"),
+        ("[[models]]\nname = 'x Bad! name'\n", "models.0.name"),
+        ("[[models]]\nname = 'a\\n'\n".replace("'", '"'), "models.0.name"),
+        ("[[models]]\nname = 'a'\ncorpora = ['A b']\n", "models.0.corpora.0"),
+        ("[[policies]]\nname = 'x y'\n", "policies.0.name"),
+        ("[server]\nid = 'ok NOT ok'\n", "server.id"),
+        ("[engine]\nname = 'a b'\n", "engine.name"),
+        ("[log]\norigin = 'a b'\n", "log.origin"),
+        ("[log]\norigin = ''\n", "log.origin"),
+        ("[database]\nurl = 'nonsense'\n", "database.url: it must be a database's URL"),
+        ("[database]\nurl = 'nonsense://host/name'\n", "database.url: it must be a database's URL"),
+        ("[database]\nurl = 'sqlite://'\n", "database.url: it must name a file"),
+        ("[database]\nurl = 'sqlite:///:memory:'\n", "database.url: it must name a file"),
+        ("[database]\nurl = 'sqlite:///file:t?mode=memory&uri=true'\n", "database.url: it must name a file"),
+        (
+            "[[models]]\nname = 'a'\nbase = 'other'\n",
+            "model 'a' has base 'other'; a model of kind chat runs on [engine]",
+        ),
+        ("[engine]\nname = 'other'\n[[models]]\nname = 'a'\n", "runs on [engine] name, 'other'"),
+        ("[[models]]\nname = 'e'\nkind = 'embedding'\n", "model 'e' has base 'smollm2-135m-instruct'; a model of kind"),
     ],
 )
 def test_a_bad_value_stops_with_the_name_of_its_key(tmp_path: Path, text: str, message: str) -> None:
@@ -79,9 +99,19 @@ def test_relative_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     assert settings.database.url == f"sqlite:///{tmp_path / 'tributary.db'}"
     assert settings.log.signing_key_file == tmp_path / "log.key"
     assert settings.retrieval.index_file == tmp_path / "passages.faiss"
+    assert settings.engine.model is None
+    settings = load(write(tmp_path, "[engine]\nmodel = 'weights'\n[database]\nurl = 'sqlite+pysqlite:///books/t.db'\n"))
+    assert settings.engine.model == tmp_path / "weights"
+    assert settings.database.url == f"sqlite+pysqlite:///{tmp_path / 'books/t.db'}"
 
 
-@pytest.mark.parametrize("url", ["sqlite:////var/t.db", "postgresql+psycopg://host/name", "sqlite://"])
+def test_a_folder_with_odd_characters_keeps_its_database(tmp_path: Path) -> None:
+    folder = tmp_path / "a b?c%20d"
+    folder.mkdir()
+    assert sa.make_url(load(write(folder, "")).database.url).database == str(folder / "tributary.db")
+
+
+@pytest.mark.parametrize("url", ["sqlite:////var/t.db", "postgresql+psycopg://me:secret@host/name"])
 def test_other_database_addresses_are_left_alone(tmp_path: Path, url: str) -> None:
     assert load(write(tmp_path, f"[database]\nurl = '{url}'\n")).database.url == url
 
