@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
 
-from attribution import apportion
+from attribution.shares import apportion
 from metering._checks import CONTRIBUTOR, NAME, REQUEST_ID, WHOLE_PPM, check_text, check_whole
 from metering.errors import MeteringError
 from metering.policy import SplitPolicy
