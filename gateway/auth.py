@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from gateway.identifiers import new_id, now
 from gateway.tables import api_key
+from metering import caller_account
 
 Role = Literal["caller", "contributor", "operator", "auditor"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -57,7 +58,7 @@ class NewKey:
 def create_key(connection: sa.Connection, *, role: Role, name: str, contributor: str | None = None) -> NewKey:
     """Make a key; a caller's key gets an opaque account of its own, a contributor's names the contributor."""
     secret = f"trib-{role}-{secrets.token_urlsafe(32)}"
-    subject = {"caller": f"caller:{new_id('acct')}", "contributor": contributor or "", "operator": "operator"}.get(
+    subject = {"caller": caller_account(new_id("acct")), "contributor": contributor or "", "operator": "operator"}.get(
         role, role
     )
     principal = Principal(key_id=new_id("key"), role=role, subject=subject, name=name)
