@@ -12,8 +12,9 @@ import httpx
 import orjson
 import typer
 from rich.table import Table
+from rich.text import Text
 
-from gateway.cli.context import DEFAULT_CONFIG, ConfigOption, JsonOption, out, print_json
+from gateway.cli.context import DEFAULT_CONFIG, ConfigOption, JsonOption, out, print_json, say
 from gateway.settings import load
 
 
@@ -24,7 +25,7 @@ class RefusedError(RuntimeError):
 def ask(
     question: str,
     *,
-    model: Annotated[str | None, typer.Option(help="A served model; absent, the first that answers.")] = None,
+    model: Annotated[str | None, typer.Option(help="A served model; absent, the first for chat.")] = None,
     corpus: Annotated[list[str] | None, typer.Option(help="Search only this corpus; may be repeated.")] = None,
     key: Annotated[str, typer.Option(envvar="TRIBUTARY_KEY", help="A caller's key.")] = "",
     url: Annotated[str | None, typer.Option(envvar="TRIBUTARY_URL", help="Where the gateway is.")] = None,
@@ -41,7 +42,7 @@ def ask(
     with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=600) as client:
         _wait_until_ready(client, wait)
         body = {
-            "model": model or _get(client, "/v1/models").json()["data"][0]["id"],
+            "model": model or _first_for_chat(_get(client, "/v1/models").json()["data"]),
             "messages": [{"role": "user", "content": question}],
             "temperature": 0,
             "max_tokens": max_tokens,
@@ -61,9 +62,10 @@ def ask(
 
 def draw_attribution(found: dict[str, Any]) -> None:
     """Print an attribution object for a person."""
-    out.print(f"[bold]{found['id']}[/bold] {found['status']}, charged {found['charge_nano']} nano-USD")
+    charged = f" {found['status']}, charged {found['charge_nano']} nano-USD"
+    out.print(Text.assemble((found["id"], "bold"), charged))
     if found["status"] in ("pending", "failed"):
-        out.print(found.get("reason", "the attribution is not worked out yet"))
+        say(found.get("reason", "the attribution is not worked out yet"))
         return
     players = Table(box=None, pad_edge=False)
     for heading in ("player", "contributor", "nats", "share"):
@@ -71,19 +73,27 @@ def draw_attribution(found: dict[str, Any]) -> None:
     for player in sorted(found["players"], key=lambda player: -player["share_ppm"]):
         share = f"{player['share_ppm'] / 10_000:.1f} %"
         nats = f"{round(player['score_nats'], 2) + 0.0:.2f}"  # + 0.0 turns -0.0 into 0.0
-        players.add_row(f"{player['kind']} {player['title']}", player["contributor"], nats, share)
+        players.add_row(Text(f"{player['kind']} {player['title']}"), Text(player["contributor"]), nats, share)
     out.print(players)
     if found["reason"]:
-        out.print(f"no contributor is paid: {found['reason']}")
+        say(f"no contributor is paid: {found['reason']}")
     split = Table(box=None, pad_edge=False)
     split.add_column("account")
     split.add_column("role")
     split.add_column("nano-USD", justify="right")
     for line in found["split"]:
-        split.add_row(line["account"], line["role"], line["amount_nano"])
+        split.add_row(Text(line["account"]), line["role"], line["amount_nano"])
     split.add_row("", "sum", str(sum(int(line["amount_nano"]) for line in found["split"])))
     out.print(split)
     out.print(f"log index {found['log_index']}")
+
+
+def _first_for_chat(models: list[dict[str, Any]]) -> str:
+    """The id of the first model that chats; one of no stated kind is taken to."""
+    for model in models:
+        if model.get("kind", "chat") == "chat":
+            return str(model["id"])
+    raise RefusedError("the gateway serves no model for chat")
 
 
 def _stream(client: httpx.Client, body: dict[str, Any], show: Callable[[str], None]) -> tuple[str, dict[str, Any]]:

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from gateway.database import Database
 from gateway.registry import Registry
@@ -26,8 +27,8 @@ from metering import Books
 
 # Where nobody watches, nothing is cut to the width of a screen.
 WIDE = None if sys.stdout.isatty() else 240
-out = Console(highlight=False, soft_wrap=True, width=WIDE)
-err = Console(stderr=True, highlight=False)
+out = Console(highlight=False, emoji=False, soft_wrap=True, width=WIDE)
+err = Console(stderr=True, highlight=False, emoji=False)
 
 ConfigOption = Annotated[
     Path, typer.Option("--config", "-c", envvar="TRIBUTARY_CONFIG", help="The configuration file.", show_default=True)
@@ -90,8 +91,13 @@ def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_
     for column in columns:
         table.add_column(column.replace("_", " "), justify="right" if column.endswith(("nano", "usd")) else "left")
     for row in rows:
-        table.add_row(*("" if row[column] is None else str(row[column]) for column in columns))
+        table.add_row(*(Text("" if row[column] is None else str(row[column])) for column in columns))
     out.print(table)
+
+
+def say(text: str) -> None:
+    """Print a line as it is: what people named may look like markup."""
+    out.print(text, markup=False)
 
 
 def usd(amount_nano: int) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 
 import httpx
+import sqlalchemy as sa
 import typer
+from rich.text import Text
 
 from gateway.answers import UnknownRequestError
 from gateway.auth import UnknownKeyError
@@ -17,20 +19,24 @@ from gateway.engines import EngineError
 from gateway.engines.weights import WeightsError
 from gateway.registry import RegistryError
 from gateway.settings import SettingsError
-from ledger_client import CheckpointError, KeyFileError
-from metering import MeteringError
+from ledger_client import CheckpointError, EntryConflict, KeyFileError, LogError
+from metering import CommitError, MeteringError
 from retrieval import DocumentError, EmbedderError, EmbedderMismatchError
 
 EXPECTED = (
     CheckpointError,
+    CommitError,
     DatabaseError,
     DemoError,
     DocumentError,
     EmbedderError,
     EmbedderMismatchError,
     EngineError,
+    EntryConflict,
     KeyFileError,
+    LogError,
     MeteringError,
+    OSError,
     RegistryError,
     asking.RefusedError,
     SettingsError,
@@ -38,6 +44,7 @@ EXPECTED = (
     UnknownRequestError,
     WeightsError,
     httpx.TransportError,
+    sa.exc.SQLAlchemyError,
 )
 
 app = typer.Typer(
@@ -71,5 +78,14 @@ def main() -> None:
     try:
         app()
     except EXPECTED as error:
-        err.print(f"[red]error:[/red] {error}", soft_wrap=True)
+        err.print(Text.assemble(("error:", "red"), f" {_told(error)}"), soft_wrap=True)
         sys.exit(1)
+
+
+def _told(error: Exception) -> str:
+    """What an error says; of the database's, what the driver said, without the statement and its parameters."""
+    if not isinstance(error, sa.exc.SQLAlchemyError):
+        return str(error)
+    cause = error.orig if isinstance(error, sa.exc.StatementError) and error.orig else error
+    first, *_ = str(cause.args[0] if cause.args else cause).splitlines() or [type(cause).__name__]
+    return f"the database: {first}"

@@ -16,12 +16,13 @@ from gateway.cli.context import (
     Office,
     err,
     office,
-    out,
     print_json,
     print_rows,
+    say,
     usd,
 )
 from gateway.identifiers import new_id
+from metering import contributor_account
 
 contributors = typer.Typer(no_args_is_help=True, help="Parties that are credited.")
 keys = typer.Typer(no_args_is_help=True, help="API keys: shown once, stored hashed.")
@@ -41,7 +42,7 @@ def add_contributor(
     if as_json:
         print_json(vars(added))
     else:
-        out.print(f"contributor {added.id} ({added.name}), log index {added.log_index}")
+        say(f"contributor {added.id} ({added.name}), log index {added.log_index}")
 
 
 @contributors.command("list")
@@ -49,7 +50,7 @@ def list_contributors(config: ConfigOption = DEFAULT_CONFIG, *, as_json: JsonOpt
     """Every contributor and what stands on its account."""
     with office(config) as o, o.database.read() as connection:
         rows = [
-            vars(found) | {"balance_nano": str(o.books.balance(connection, f"contributor:{found.id}").posted_nano)}
+            vars(found) | {"balance_nano": str(o.books.balance(connection, contributor_account(found.id)).posted_nano)}
             for found in o.registry.contributors(connection)
         ]
     print_rows(rows, ["id", "name", "balance_nano", "log_index", "created_at"], as_json=as_json)
@@ -60,7 +61,7 @@ def show_contributor(contributor: str, config: ConfigOption = DEFAULT_CONFIG, *,
     """One contributor."""
     with office(config) as o, o.database.read() as connection:
         found = o.registry.contributor(connection, contributor)
-        balance = o.books.balance(connection, f"contributor:{contributor}")
+        balance = o.books.balance(connection, contributor_account(found.id))
     row = vars(found) | {"balance_nano": str(balance.posted_nano)}
     print_rows([row], ["id", "name", "balance_nano", "log_index", "created_at"], as_json=as_json)
 
@@ -111,7 +112,7 @@ def revoke(key: Annotated[str, typer.Argument(help="Id or name.")], config: Conf
     """Make a key useless from now on."""
     with office(config) as o, o.write() as connection:
         revoked = revoke_key(connection, key)
-    out.print(f"revoked {revoked.key_id} ({revoked.name})")
+    say(f"revoked {revoked.key_id} ({revoked.name})")
 
 
 @keys.command("credit")
@@ -127,7 +128,7 @@ def credit_key(
             raise typer.BadParameter(f"{key} has role {principal.role}; only callers hold credit")
         _credit(o, connection, principal.subject, amount)
         balance = o.books.balance(connection, principal.subject)
-    out.print(f"{principal.name}: {usd(balance.available_nano)} USD available")
+    say(f"{principal.name}: {usd(balance.available_nano)} USD available")
 
 
 def _credit(o: Office, connection: sa.Connection, account: str, amount: str) -> None:

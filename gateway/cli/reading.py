@@ -14,9 +14,9 @@ from gateway.cli.context import (
     ConfigOption,
     JsonOption,
     office,
-    out,
     print_json,
     print_rows,
+    say,
     usd,
 )
 from metering import Grouping
@@ -44,7 +44,7 @@ def earnings(
     if found.groups:
         rows = [{by or "": key or "(other)", "amount_nano": amount} for key, amount in found.groups.items()]
         print_rows(rows, [by or "", "amount_nano"], as_json=False)
-    out.print(f"{contributor} earned {found.total_nano} nano-USD ({usd(found.total_nano)} USD)")
+    say(f"{contributor} earned {found.total_nano} nano-USD ({usd(found.total_nano)} USD)")
 
 
 def statement(
@@ -67,7 +67,7 @@ def statement(
         return
     lines = [vars(line) for line in found.lines]
     print_rows(lines, ["log_index", "time", "role", "kind", "item", "served_model", "amount_nano"], as_json=False)
-    out.print(f"opening {found.opening_nano}  earned {found.total_nano}  closing {found.closing_nano}  (nano-USD)")
+    say(f"opening {found.opening_nano}  earned {found.total_nano}  closing {found.closing_nano}  (nano-USD)")
 
 
 @attributions.command("show")
@@ -86,4 +86,4 @@ def retry_attribution(request_id: str, config: ConfigOption = DEFAULT_CONFIG) ->
     """Queue an attribution that was given up once more; a running gateway takes it up within a minute."""
     with office(config) as o, o.write() as connection:
         answers.retry(connection, request_id)
-    out.print(f"{request_id} waits for attribution again")
+    say(f"{request_id} waits for attribution again")

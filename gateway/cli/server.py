@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
+import structlog
 import typer
 import uvicorn
+from fastapi import FastAPI
+from pydantic import ValidationError
 
 from gateway.app import create_app
-from gateway.cli.context import DEFAULT_CONFIG, ConfigOption, JsonOption, out, print_json
+from gateway.cli.context import DEFAULT_CONFIG, ConfigOption, JsonOption, out, print_json, say
 from gateway.database import Database
 from gateway.observe import configure_logging
-from gateway.settings import load
+from gateway.settings import LogSection, load
 from ledger_client import Signer
+
+log = structlog.get_logger(__name__)
 
 SHUTDOWN_S = 30
 DEFAULT_ORIGIN = "tributary.local/log"
@@ -22,11 +33,21 @@ DEFAULT_ORIGIN = "tributary.local/log"
 configuration = typer.Typer(no_args_is_help=True, help="The configuration file.")
 
 
+class ListenError(OSError):
+    """The address cannot be listened on."""
+
+
 def init(
     folder: Annotated[Path, typer.Argument(help="Where the configuration, key and database go.")] = Path(),
     origin: Annotated[str, typer.Option(help="The transparency log's name.")] = DEFAULT_ORIGIN,
 ) -> None:
     """Write a commented configuration, make the log's signing key, create the database. Overwrites nothing."""
+    try:
+        LogSection(origin=origin)
+    except ValidationError:
+        raise typer.BadParameter(
+            f"{origin!r} is not 1 to 255 characters without spaces and plus signs", param_hint="--origin"
+        ) from None
     prepare(folder, origin)
     out.print("next: `tributary key create --role caller --name me --credit 5`, then `tributary serve`")
 
@@ -37,14 +58,16 @@ def prepare(folder: Path, origin: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not config.exists():
         template = resources.files("gateway").joinpath("tributary.toml").read_text(encoding="utf-8")
-        config.write_text(template.replace(DEFAULT_ORIGIN, origin), encoding="utf-8")
-        out.print(f"wrote {config}")
+        config.write_text(
+            template.replace(json.dumps(DEFAULT_ORIGIN), json.dumps(origin, ensure_ascii=False)), encoding="utf-8"
+        )
+        say(f"wrote {config}")
     settings = load(config)
     if not settings.log.signing_key_file.exists():
         Signer.generate(settings.log.origin).save(settings.log.signing_key_file)
-        out.print(f"made the signing key {settings.log.signing_key_file}")
+        say(f"made the signing key {settings.log.signing_key_file}")
     _migrate(config)
-    out.print(f"log key: {Signer.load(settings.log.signing_key_file).verifier_key}")
+    say(f"log key: {Signer.load(settings.log.signing_key_file).verifier_key}")
 
 
 def migrate(config: ConfigOption = DEFAULT_CONFIG) -> None:
@@ -59,15 +82,51 @@ def serve(
 ) -> None:
     """Run the gateway until it is told to stop; then finish and meter what is being answered."""
     settings = load(config)
-    configure_logging()
-    uvicorn.run(
-        create_app(settings),
-        host=host or settings.server.host,
-        port=settings.server.port if port is None else port,
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=SHUTDOWN_S,
+    with _bind(host or settings.server.host, settings.server.port if port is None else port) as listener:
+        configure_logging()
+        asyncio.run(_run(create_app(settings), listener))
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, stopped by `handle_exit` alone.
+
+    By itself it would send itself a signal once more when it has stopped, before the gateway has closed its books.
+    """
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _run(app: FastAPI, listener: socket.socket) -> None:
+    """Open the gateway, serve until a signal, close it. What keeps it from opening is raised; uvicorn would log it."""
+    config = uvicorn.Config(
+        app, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=SHUTDOWN_S
     )
+    server = _Server(config)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, server.handle_exit, number, None)
+    async with app.router.lifespan_context(app):
+        listener.listen(config.backlog)
+        host, port = listener.getsockname()[:2]
+        log.info("listening", url=f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+        await server.serve(sockets=[listener])
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """A socket with its address, which does not listen yet. Raises ListenError."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ListenError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # else a restart waits for old connections
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise ListenError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+    return listener
 
 
 @configuration.command("check")
@@ -81,8 +140,8 @@ def check(config: ConfigOption = DEFAULT_CONFIG, *, as_json: JsonOption = False)
         adapter = f" + {model.adapter}" if model.adapter else ""
         corpora = f", corpora {', '.join(model.corpora)}" if model.corpora else ""
         price = f"{model.price.prompt}/{model.price.completion} USD a million tokens"
-        out.print(f"{model.name}: {model.base}{adapter}{corpora}, policy {model.policy}, {price}")
-    out.print(f"{config}: ok")
+        say(f"{model.name}: {model.base}{adapter}{corpora}, policy {model.policy}, {price}")
+    say(f"{config}: ok")
 
 
 def _migrate(config: Path) -> None:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import socket
 import sqlite3
 import stat
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
-from gateway.cli import main, material
+from gateway.cli import asking, main, material
 from tests.retrieval.kit import HashingEmbedder
 
 
@@ -64,6 +69,86 @@ def test_init_makes_private_files_and_overwrites_nothing(run: Run, tmp_path: Pat
     assert (tmp_path / "log.key").read_bytes() == key
     assert "1234" in (tmp_path / "tributary.toml").read_text()
     assert {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("log.key", "tributary.db")} == {0o600}
+
+
+@pytest.mark.parametrize("origin", ["a b", "a+b", "", "x" * 256])
+def test_init_with_a_bad_origin_writes_nothing(run: Run, tmp_path: Path, origin: str) -> None:
+    refused = run("init", "site", "--origin", origin)
+    assert (refused.code, "--origin" in refused.err) == (2, True)
+    assert not (tmp_path / "site").exists()
+
+
+def test_init_takes_any_good_origin(run: Run) -> None:
+    made = run("init", "site", "--origin", 'example.com/"log\\')
+    assert (made.code, 'log key: example.com/"log\\+' in made.out) == (0, True)
+
+
+def test_a_key_file_that_is_missing_is_said_in_one_line(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "log.key").unlink()
+    for command in (["contributor", "list"], ["log-key"]):
+        refused = run(*command)
+        assert (refused.code, refused.err) == (1, f"error: there is no signing key at {tmp_path / 'log.key'}\n")
+
+
+def test_a_database_that_fails_is_said_without_its_statement(run: Run, tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "tributary.db") as database:
+        database.execute("DROP TABLE api_key")
+    database.close()
+    refused = run("key", "revoke", "hush-hush")
+    assert (refused.code, refused.err) == (1, "error: the database: no such table: api_key\n")
+    (tmp_path / "tributary.db").write_text("no database at all, but text " * 40)
+    refused = run("key", "list")
+    assert (refused.code, refused.err) == (1, "error: the database: file is not a database\n")
+
+
+def test_a_log_that_contradicts_itself_is_said_in_one_line(run: Run, tmp_path: Path) -> None:
+    run("contributor", "add", "ada")
+    run("contributor", "add", "ben")
+    with sqlite3.connect(tmp_path / "tributary.db") as database:
+        database.execute("DELETE FROM contributor WHERE id = 'ada'")
+        database.execute("DELETE FROM log_entry WHERE log_index = 1")
+    database.close()
+    for who in ("ada", "cleo"):  # logged before, with another name; and after a gap
+        refused = run("contributor", "add", who, "--name", "Somebody")
+        assert (refused.code, refused.err.count("\n")) == (1, 1), refused.err
+        assert refused.err.startswith("error: "), refused.err
+
+
+def test_what_looks_like_markup_is_printed_as_it_is(run: Run, tmp_path: Path) -> None:
+    name = "see [/b] here [red]:warning:"
+    assert f"({name})" in run("contributor", "add", "ada", "--name", name).out
+    assert name in run("contributor", "list").out
+    run("key", "create", "--role", "caller", "--name", name, "--credit", "1")
+    assert name in run("key", "list").out
+    assert f"{name}: 2." in run("key", "credit", name, "1").out
+    assert f"({name})" in run("key", "revoke", name).out
+    (tmp_path / "tributary.toml").write_text("[[models]]\nname = 'a'\npolicy = 'none'\n")
+    assert "which no [[policies]] defines" in run("key", "list").err
+
+
+def test_an_attribution_is_drawn_with_titles_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    player = {"kind": "document", "title": "see [/b] here", "contributor": "ada", "score_nats": 1.0, "share_ppm": 10**6}
+    found = {
+        "id": "req_x",
+        "status": "complete",
+        "charge_nano": "7",
+        "players": [player],
+        "reason": "the [/b] of it",
+        "split": [{"account": "contributor:ada", "role": "document", "amount_nano": "7"}],
+        "log_index": 3,
+    }
+    asking.draw_attribution(found)
+    asking.draw_attribution(found | {"status": "failed"})
+    out = capsys.readouterr().out
+    assert "document see [/b] here" in out
+    assert out.count("the [/b] of it") == 2
+
+
+def test_ask_takes_the_first_model_for_chat() -> None:
+    models = [{"id": "e", "kind": "embedding"}, {"id": "c", "kind": "chat"}]
+    assert asking._first_for_chat(models) == "c"
+    with pytest.raises(asking.RefusedError, match="no model for chat"):
+        asking._first_for_chat(models[:1])
 
 
 def test_a_key_file_that_others_can_read_is_refused(run: Run, tmp_path: Path) -> None:
@@ -202,3 +287,55 @@ def test_reading_what_is_not_there(run: Run) -> None:
 def test_ask_without_a_gateway_says_so(run: Run) -> None:
     refused = run("ask", "Anybody?", "--url", "http://127.0.0.1:9", "--key", "x")
     assert (refused.code, refused.err.startswith("error:")) == (1, True)
+
+
+def test_serve_says_in_one_line_that_an_address_is_taken(run: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        refused = run("serve", "--port", str(port))
+    assert (refused.code, refused.err) == (1, f"error: cannot listen on 127.0.0.1:{port}: Address already in use\n")
+
+
+SERVE = """
+from functools import partial
+from gateway.app import create_app
+from gateway.cli import main, server
+from tests.fakes import FakeEngine
+from tests.retrieval.kit import HashingEmbedder
+
+parts = {"engine": lambda _: FakeEngine(), "embedder": lambda _: HashingEmbedder(name="all-minilm-l6-v2")}
+server.create_app = partial(create_app, **parts)
+main()
+"""
+
+
+def serving(folder: Path) -> subprocess.Popen[str]:
+    """`tributary serve --port 0` with a fake engine, in a process of its own."""
+    (folder / "tributary.toml").write_text("")
+    return subprocess.Popen(
+        [sys.executable, "-c", SERVE, "serve", "--port", "0"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.usefixtures("run")
+def test_serve_tells_its_address_and_closes_its_books_when_told_to_stop(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        assert server.stderr is not None
+        events = (json.loads(line) for line in server.stderr)
+        url = next(event["url"] for event in events if event["event"] == "listening")
+        assert httpx.get(f"{url}/readyz").status_code == 200
+        server.send_signal(signal.SIGTERM)
+        assert "error" not in {event["level"] for event in events}
+        assert server.wait(30) == 0
+
+
+def test_serve_says_in_one_line_why_the_gateway_does_not_open(run: Run, tmp_path: Path) -> None:
+    assert run("init").code == 0
+    (tmp_path / "log.key").unlink()
+    with serving(tmp_path) as server:
+        assert server.communicate(timeout=60)[1] == f"error: there is no signing key at {tmp_path / 'log.key'}\n"
+    assert server.returncode == 1
