@@ -1,4 +1,4 @@
-"""What the whole suite shares: the real model, loaded once."""
+"""What the whole suite shares: the real model, loaded once, and no deadlines."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from gateway.engines.weights import base_model_directory
 
 if TYPE_CHECKING:
     from gateway.engines.embedded import EmbeddedEngine
+
+
+# Machines are shared and noisy: how long an example takes says nothing about the code.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")

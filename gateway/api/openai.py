@@ -125,6 +125,7 @@ def _model_object(model: ServedModel) -> dict[str, Any]:
         "object": "model",
         "created": 0,
         "owned_by": model.adapter.developer if model.adapter else "platform",
+        "kind": model.kind,
         "description": model.description,
         "base_model": model.base,
         "adapter": model.adapter_name,

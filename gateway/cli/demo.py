@@ -22,12 +22,13 @@ from typing import Annotated, Any
 
 import httpx
 import typer
+from rich.markup import escape
 
 import gateway
 from gateway.app import make_embedder, make_engine
 from gateway.auth import create_key
 from gateway.cli.asking import draw_attribution
-from gateway.cli.context import DEFAULT_CONFIG, Office, office, out
+from gateway.cli.context import DEFAULT_CONFIG, Office, office, out, say
 from gateway.cli.material import ingest_paths, register_adapter
 from gateway.cli.server import DEFAULT_ORIGIN, prepare
 from gateway.identifiers import new_id
@@ -176,7 +177,7 @@ def _serving(site: Site) -> Iterator[str]:
             if server.poll() is not None or time.monotonic() > deadline_s:
                 raise DemoError(f"the gateway did not start; its log is {log}")
             time.sleep(0.25)
-        out.print(f"{url}, log in {log}")
+        say(f"{url}, log in {log}")
         yield url
     finally:
         server.send_signal(signal.SIGTERM)
@@ -241,4 +242,4 @@ def _command() -> list[str]:
 
 
 def _step(title: str) -> None:
-    out.print(f"\n[bold]── {title}[/bold]", highlight=False)
+    out.print(f"\n[bold]── {escape(title)}[/bold]")

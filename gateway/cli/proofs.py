@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from gateway import answers
-from gateway.cli.context import DEFAULT_CONFIG, ConfigOption, JsonOption, err, office, out, print_json
+from gateway.cli.context import DEFAULT_CONFIG, ConfigOption, JsonOption, err, office, out, print_json, say
 from gateway.settings import load
 from ledger_client import Line, Signer, Verifier, fsck, fsck_derived, verify_receipt
 from metering import balances, fsck_books, open_intents
@@ -23,13 +24,12 @@ def receipt(
 ) -> None:
     """The proof that an answer's newest entry is in the log; it verifies offline."""
     with office(config) as o, o.database.read() as connection:
-        row = answers.find(connection, request_id)
-        text = o.log.receipt(connection, row.usage_index if row.record_index is None else row.record_index)
+        text = o.log.receipt(connection, answers.find(connection, request_id).newest_index)
     if output is None:
         typer.echo(text, nl=False)
     else:
         output.write_text(text, encoding="utf-8")
-        out.print(f"receipt of {request_id} in {output}")
+        say(f"receipt of {request_id} in {output}")
 
 
 def log_key(config: ConfigOption = DEFAULT_CONFIG) -> None:
@@ -57,7 +57,7 @@ def verify(
     else:
         for step in verified.steps:
             mark = "[green]ok[/green]  " if step.ok else "[red]FAIL[/red]"
-            out.print(f"  {mark} ({step.number}) {step.name}: {step.detail}")
+            out.print(f"  {mark} ({step.number}) {step.name}: {escape(step.detail)}")
         if verified.ok:
             out.print(f"[bold green]receipt verified[/bold green]: log index {verified.index}")
         else:
@@ -94,6 +94,6 @@ def run_fsck(config: ConfigOption = DEFAULT_CONFIG, *, as_json: JsonOption = Fal
     else:
         for finding in findings:
             where = "" if finding.log_index is None else f" at log index {finding.log_index}"
-            out.print(f"[red]{finding.invariant}[/red]{where}: {finding.message}")
+            out.print(f"[red]{finding.invariant}[/red]{where}: {escape(finding.message)}")
         out.print(f"fsck: ok, {size} entries" if not findings else f"fsck: {len(findings)} findings")
     raise typer.Exit(1 if findings else 0)
