@@ -25,9 +25,9 @@ from gateway.metrics import LedgerState, Metrics
 from gateway.observe import Observed
 from gateway.pipeline import Pipeline
 from gateway.registry import Registry, RegistryError
-from gateway.settings import Settings, SettingsError
+from gateway.settings import Settings
 from gateway.state import Gateway
-from gateway.transactions import Transactions, ledger_write
+from gateway.transactions import Transactions, ledger_write, require_signer
 from ledger_client import Log, Signer
 from metering import Books, Committer
 from retrieval import Embedder, MiniLM, Retriever
@@ -77,15 +77,12 @@ async def _opened(
     settings: Settings, database: Database, engine: MakeEngine, embedder: MakeEmbedder
 ) -> AsyncIterator[Gateway]:
     signer = Signer.load(settings.log.signing_key_file)
-    if signer.name != settings.log.origin:
-        raise SettingsError(f"log.origin is {settings.log.origin!r}, but the signing key is of {signer.name!r}")
     ledger = Log(signer)
     books = Books(ledger, settings.server.id, lambda: datetime.now(UTC))
     registry = Registry(ledger)
     committer = Committer(lambda: ledger_write(database, ledger), ledger.seal)
     try:
-        with database.read() as connection:
-            signer.verifier.open(ledger.checkpoint(connection))  # another key or origin must not sign on
+        require_signer(database, ledger, signer, settings.log.origin)
         await asyncio.wrap_future(committer.submit(lambda c: _void_what_a_crash_left(c, books)))
         catalogue = await asyncio.wrap_future(committer.submit(lambda c: publish(c, settings, registry, books)))
         running = await asyncio.to_thread(engine, settings)

@@ -82,7 +82,7 @@ class Pipeline:
         started_s = time.monotonic()
         request_id = new_id("req")
         structlog.contextvars.bind_contextvars(request_id=request_id)
-        maximum_nano = question.model.price.maximum_nano(self._engine.context_tokens)
+        maximum_nano = question.model.price.maximum_nano(self._engine.context_tokens, question.sampling.max_tokens)
         intent = await self._transactions.commit(
             "intent", lambda c: self._books.admit(c, caller, maximum_nano, request_id)
         )

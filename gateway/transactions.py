@@ -9,12 +9,20 @@ from typing import TypeVar
 
 import sqlalchemy as sa
 
-from gateway.database import Database
+from gateway.database import Database, DatabaseError
 from gateway.metrics import Metrics
-from ledger_client import Log
+from ledger_client import Log, Signer
 from metering import Committer
 
 T = TypeVar("T")
+
+
+def require_signer(database: Database, ledger: Log, signer: Signer, origin: str) -> None:
+    """Raise DatabaseError or CheckpointError unless the key is of this origin and signed the log so far."""
+    if signer.name != origin:
+        raise DatabaseError(f"log.origin is {origin!r}, but the signing key is of {signer.name!r}")
+    with database.read() as connection:
+        signer.verifier.open(ledger.checkpoint(connection))
 
 
 @contextmanager

@@ -43,10 +43,15 @@ class Price:
             usage.prompt_tokens * self.prompt_nano_per_token + usage.completion_tokens * self.completion_nano_per_token
         )
 
-    def maximum_nano(self, context_tokens: int) -> int:
-        """Return the most that a request can cost whose prompt and completion share `context_tokens`, in nano-USD."""
+    def maximum_nano(self, context_tokens: int, completion_tokens: int | None = None) -> int:
+        """Return the most that a request can cost whose prompt and completion share `context_tokens`, in nano-USD.
+
+        completion_tokens: the most that it may emit; None for as many as fit.
+        """
         check_whole("context_tokens", context_tokens)
-        return context_tokens * max(self.prompt_nano_per_token, self.completion_nano_per_token)
+        emitted = context_tokens if completion_tokens is None else min(completion_tokens, context_tokens)
+        dearer_nano = max(self.completion_nano_per_token - self.prompt_nano_per_token, 0)
+        return context_tokens * self.prompt_nano_per_token + emitted * dearer_nano
 
     def data(self, served_model: str) -> dict[str, JSON]:
         """Return the data of a `price.published` entry."""

@@ -99,7 +99,7 @@ async def embeddings(request: Request, gateway: GatewayState, caller: KeyHolder)
     embedded = await gateway.embeddings.embed(caller.subject, model, body.texts)
     tokens = embedded.usage.prompt_tokens
     data = [
-        {"object": "embedding", "index": i, "embedding": encode_vector(vector, body.encoding_format)}
+        {"object": "embedding", "index": i, "embedding": encode_vector(vector, body.encoding_format or "float")}
         for i, vector in enumerate(embedded.vectors)
     ]
     content = {

@@ -7,17 +7,21 @@ they asked for.
 from __future__ import annotations
 
 import base64
+import re
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import orjson
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError, model_validator
 from pydantic.json_schema import models_json_schema
+from starlette.requests import ClientDisconnect
 
 from gateway.errors import BadRequestError
 
 Body = TypeVar("Body", bound=BaseModel)
 Ignored = Any
+Nothing = Annotated[list[Any], Field(max_length=0)] | None
+Stop = Annotated[str, Field(max_length=200)]
 
 TEXT_MAX = 1_000_000
 SCHEMA_REFERENCE = "#/components/schemas/{model}"
@@ -38,12 +42,25 @@ class ChatMessage(_Body):
     """One turn; content is a string or text parts."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str, Field(max_length=TEXT_MAX)] | list[TextPart]
+    content: Annotated[str, Field(max_length=TEXT_MAX)] | list[TextPart] | None
     name: str | None = None
+    # What an answer carries besides its text comes back with the next turn, and is empty here.
+    refusal: None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: Nothing = None
+    annotations: Nothing = None
 
     def text(self) -> str:
         """The content as one string."""
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        parts = self.content or ""
+        return parts if isinstance(parts, str) else "".join(part.text for part in parts)
+
+
+class TextFormat(_Body):
+    """The only response format there is here."""
+
+    type: Literal["text"]
 
 
 class StreamOptions(_Body):
@@ -64,10 +81,11 @@ class _Generation(_Body):
     max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    stop: str | Annotated[list[str], Field(max_length=4)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
     seed: StrictInt | None = None
     n: Literal[1] | None = None
     logprobs: Literal[False] | None = None
+    logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     presence_penalty: Literal[0] | None = None
@@ -99,6 +117,10 @@ class ChatRequest(_Generation):
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1024)]
     max_completion_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
+    tools: Nothing = None
+    tool_choice: Literal["none"] | None = None
+    response_format: TextFormat | None = None
+    top_logprobs: Literal[0] | None = None
     corpora: list[str] | None = Field(default=None, description="of the served model's corpora, those to search")
     top_k: Annotated[StrictInt, Field(ge=1, le=32)] | None = Field(default=None, description="passages to read")
 
@@ -107,6 +129,9 @@ class CompletionRequest(_Generation):
     """The body of /v1/completions; one prompt, as text."""
 
     prompt: Annotated[str, Field(min_length=1, max_length=TEXT_MAX)]
+    best_of: Literal[1] | None = None
+    echo: Literal[False] | None = None
+    suffix: None = None
 
 
 class EmbeddingRequest(_Body):
@@ -117,7 +142,7 @@ class EmbeddingRequest(_Body):
         Annotated[str, Field(min_length=1, max_length=TEXT_MAX)]
         | Annotated[list[Annotated[str, Field(min_length=1, max_length=TEXT_MAX)]], Field(min_length=1, max_length=256)]
     )
-    encoding_format: Literal["float", "base64"] = "float"
+    encoding_format: Literal["float", "base64"] | None = None
     user: Ignored = None
 
     @property
@@ -134,14 +159,21 @@ def body_schemas() -> dict[str, Any]:
     return found
 
 
+# pydantic names the branch of a union in a fault's place; clients know only fields and positions.
+_BRANCH = re.compile(r"str|constrained-str|dict|list|none|.*\[.*\].*")
+
+
 async def read_body(request: Request, kind: type[Body], limit_bytes: int) -> Body:
     """Parse a request body; raises BadRequestError that names the field."""
     chunks, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > limit_bytes:
-            raise BadRequestError(f"the body is over {limit_bytes} bytes, the most this gateway reads", status=413)
-        chunks.append(chunk)
+    try:
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > limit_bytes:
+                raise BadRequestError(f"the body is over {limit_bytes} bytes, the most this gateway reads", status=413)
+            chunks.append(chunk)
+    except ClientDisconnect:
+        raise BadRequestError("the client left before its request was read", status=499) from None
     try:
         document = orjson.loads(b"".join(chunks))
     except orjson.JSONDecodeError as error:
@@ -149,8 +181,10 @@ async def read_body(request: Request, kind: type[Body], limit_bytes: int) -> Bod
     try:
         return kind.model_validate(document)
     except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        param = ".".join(str(part) for part in fault["loc"]) or None
+        faults = error.errors(include_url=False)
+        # Of a field that may be one of several things, a fault inside the right one says more than "not the other".
+        fault = next((fault for fault in faults if not fault["type"].endswith("_type")), faults[0])
+        param = ".".join(str(part) for part in fault["loc"] if not _BRANCH.fullmatch(str(part))) or None
         unknown = fault["type"] == "extra_forbidden"
         message = "this field is not supported here" if unknown else fault["msg"].removeprefix("Value error, ")
         code = "unsupported_parameter" if unknown else None

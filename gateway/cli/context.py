@@ -21,7 +21,7 @@ from rich.text import Text
 from gateway.database import Database
 from gateway.registry import Registry
 from gateway.settings import Settings, load
-from gateway.transactions import ledger_write
+from gateway.transactions import ledger_write, require_signer
 from ledger_client import Log, Signer
 from metering import Books
 
@@ -65,6 +65,7 @@ def office(config: Path) -> Iterator[Office]:
         database.require_current_schema()
         signer = Signer.load(settings.log.signing_key_file)
         log = Log(signer)
+        require_signer(database, log, signer, settings.log.origin)
         yield Office(
             settings=settings,
             database=database,

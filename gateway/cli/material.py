@@ -46,8 +46,11 @@ def ingest(
     as_json: JsonOption = False,
 ) -> None:
     """Put documents into a corpus. A file that did not change does nothing."""
-    with office(config) as o:
+    try:
         terms = Terms(corpus=corpus, owner=owner, licence=licence)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    with office(config) as o:
         outcomes = ingest_paths(o, make_embedder(o.settings), paths, terms, reinstate=reinstate)
     rows = [asdict(outcome) | {"document": outcome.document_id, "path": str(outcome.path)} for outcome in outcomes]
     print_rows(rows, ["outcome", "document", "passages", "source", "reason"], as_json=as_json)

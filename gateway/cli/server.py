@@ -20,10 +20,10 @@ from pydantic import ValidationError
 
 from gateway.app import create_app
 from gateway.cli.context import DEFAULT_CONFIG, ConfigOption, JsonOption, out, print_json, say
-from gateway.database import Database
+from gateway.database import Database, DatabaseError
 from gateway.observe import configure_logging
-from gateway.settings import LogSection, load
-from ledger_client import Signer
+from gateway.settings import LogSection, Settings, load
+from ledger_client import Log, Signer
 
 log = structlog.get_logger(__name__)
 
@@ -63,10 +63,9 @@ def prepare(folder: Path, origin: str) -> None:
         )
         say(f"wrote {config}")
     settings = load(config)
-    if not settings.log.signing_key_file.exists():
-        Signer.generate(settings.log.origin).save(settings.log.signing_key_file)
-        say(f"made the signing key {settings.log.signing_key_file}")
     _migrate(config)
+    if not settings.log.signing_key_file.exists():
+        _make_key(settings)
     say(f"log key: {Signer.load(settings.log.signing_key_file).verifier_key}")
 
 
@@ -142,6 +141,24 @@ def check(config: ConfigOption = DEFAULT_CONFIG, *, as_json: JsonOption = False)
         price = f"{model.price.prompt}/{model.price.completion} USD a million tokens"
         say(f"{model.name}: {model.base}{adapter}{corpora}, policy {model.policy}, {price}")
     say(f"{config}: ok")
+
+
+def _make_key(settings: Settings) -> None:
+    """Make the log's signing key, unless the database holds a log that another key has signed."""
+    key_file = settings.log.signing_key_file
+    signer = Signer.generate(settings.log.origin)
+    database = Database(settings.database.url)
+    try:
+        with database.read() as connection:
+            entries = Log(signer).size(connection)
+    finally:
+        database.close()
+    if entries:
+        raise DatabaseError(
+            f"the database holds a log of {entries} entries that another key signed; put back {key_file}"
+        )
+    signer.save(key_file)
+    say(f"made the signing key {key_file}")
 
 
 def _migrate(config: Path) -> None:

@@ -84,5 +84,11 @@ class TokenStream:
     def _undecided(self) -> int:
         """Length of the longest ending of the held text that begins a stop sequence."""
         return max(
-            (size for stop in self._stop for size in range(1, len(stop)) if self._text.endswith(stop[:size])), default=0
+            (
+                size
+                for stop in self._stop
+                for size in range(1, min(len(stop), len(self._text) + 1))
+                if self._text.endswith(stop[:size])
+            ),
+            default=0,
         )

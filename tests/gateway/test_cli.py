@@ -19,6 +19,7 @@ import httpx
 import pytest
 
 from gateway.cli import asking, main, material
+from ledger_client import Signer
 from tests.retrieval.kit import HashingEmbedder
 
 
@@ -162,6 +163,23 @@ def test_a_config_key_that_does_not_exist_stops_every_command(run: Run, tmp_path
     for command in (["serve"], ["config", "check"], ["fsck"], ["key", "list"]):
         refused = run(*command)
         assert (refused.code, "server.prot: this key does not exist" in refused.err) == (1, True), command
+
+
+def test_a_log_is_gone_on_with_by_no_other_key(run: Run, tmp_path: Path) -> None:
+    run("contributor", "add", "ada")
+    (tmp_path / "log.key").rename(tmp_path / "right.key")
+    lost = run("init")
+    assert (lost.code, "another key signed" in lost.err, (tmp_path / "log.key").exists()) == (1, True, False)
+    Signer.generate("tributary.local/log").save(tmp_path / "log.key")
+    wrong = run("contributor", "add", "ben")
+    assert (wrong.code, "no signature by" in wrong.err) == (1, True)
+    (tmp_path / "right.key").rename(tmp_path / "log.key")
+    assert run("fsck").out.strip() == "fsck: ok, 1 entries"
+
+
+def test_a_corpus_name_that_cannot_be_is_a_usage_error(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "page.md").write_text("# A page\nText.\n")
+    assert run("ingest", "page.md", "--corpus", "UPPER", "--owner", "ada").code == 2
 
 
 def test_usage_errors_exit_with_2(run: Run) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from gateway.engines import EngineUnavailable, PromptTooLong, SamplingParams
 from gateway.exchange import Question
 from gateway.grounding import Message
 from gateway.identifiers import new_id
-from gateway.settings import SettingsError, load
+from gateway.settings import load
 from gateway.state import Gateway
 from ledger_client import Entry, Signer, fsck, fsck_derived
 from metering import CommitError, InsufficientCredit, balances
@@ -187,8 +188,9 @@ async def test_no_credit_means_no_work(site: Site) -> None:
 async def test_credit_cannot_be_reserved_twice(site: Site) -> None:
     site.engine.delay_s = 0.01
     async with site.open() as gateway:
+        long = replace(site.question(gateway), sampling=SamplingParams(max_tokens=10_000, temperature=0))
         opened = await asyncio.gather(
-            *(gateway.pipeline.open(site.caller, site.question(gateway)) for _ in range(40)), return_exceptions=True
+            *(gateway.pipeline.open(site.caller, long) for _ in range(40)), return_exceptions=True
         )
         admitted = [answer for answer in opened if not isinstance(answer, BaseException)]
         refused = [error for error in opened if isinstance(error, InsufficientCredit)]
@@ -268,7 +270,7 @@ async def test_a_second_gateway_of_the_same_id_is_refused_and_voids_nothing(site
 
 async def test_a_key_of_another_log_is_refused(site: Site) -> None:
     site.settings = site.settings.model_copy(update={"log": site.settings.log.model_copy(update={"origin": "other"})})
-    with pytest.raises(SettingsError, match=r"log\.origin is 'other'"):
+    with pytest.raises(DatabaseError, match=r"log\.origin is 'other'"):
         async with site.open():
             pass
 

@@ -60,6 +60,16 @@ def test_the_streaming_helper(gateway: Running) -> None:
     assert "Jonas Pettifer" in final.choices[0].message.content
 
 
+def test_a_conversation_goes_on_with_the_answer_that_was_given(gateway: Running) -> None:
+    client = gateway.client()
+    first = client.chat.completions.create(model="smollm2", messages=ASK, max_tokens=3, temperature=0)
+    messages = [*ASK, first.choices[0].message, {"role": "user", "content": "And who rang it?"}]
+    again = client.chat.completions.create(
+        model="smollm2", messages=messages, max_tokens=3, temperature=0, tools=[], response_format={"type": "text"}
+    )
+    assert again.usage.prompt_tokens > first.usage.prompt_tokens
+
+
 def test_completions_streamed_and_whole(gateway: Running) -> None:
     client = gateway.client()
     options = {"model": "smollm2", "prompt": "The capital of France is", "max_tokens": 4, "temperature": 0}
@@ -136,6 +146,7 @@ def test_only_callers_ask(gateway: Running, role: str) -> None:
         gateway.client(role).chat.completions.create(model="guide", messages=ASK)
 
 
+IMAGE = {"role": "user", "content": [{"type": "image_url"}]}
 GOOD = {"model": "guide", "messages": [{"role": "user", "content": "x"}]}
 
 
@@ -152,6 +163,9 @@ GOOD = {"model": "guide", "messages": [{"role": "user", "content": "x"}]}
         (GOOD | {"temperature": 9}, "temperature", "2"),
         (GOOD | {"prompt_logprobs": 1}, "prompt_logprobs", "not supported"),
         (GOOD | {"corpora": ["town"]}, "corpora", "harbour"),
+        (GOOD | {"stop": ["a", "b", "c", "d", "e"]}, "stop", "at most 4"),
+        (GOOD | {"stop": "x" * 201}, "stop", "at most 200"),
+        (GOOD | {"messages": [IMAGE]}, "messages.0.content.0.type", "text"),
         (GOOD | {"stream_options": {"include_usage": True}}, None, "needs stream"),
     ],
 )
