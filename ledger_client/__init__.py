@@ -2,9 +2,10 @@
 
 from ledger_client.amounts import SUSPENSE, Amounts, Line, nano
 from ledger_client.checkpoint import Checkpoint, CheckpointError, KeyFileError, Note, NoteSignature, Signer, Verifier
-from ledger_client.entries import ENTRY_TYPES, JSON, MAX_ENTRY_BYTES, Entry, EntryError, entry_id
+from ledger_client.draft import Appended, Draft, EntryConflict, LogError, NotInLog
+from ledger_client.entries import ENTRY_TYPES, JSON, MAX_ENTRY_BYTES, Entry, EntryError, canonical, entry_id
 from ledger_client.fsck import Finding, fsck, fsck_derived
-from ledger_client.log import Appended, EntryConflict, Log, LogError, NotInLog, metadata
+from ledger_client.log import Log
 from ledger_client.merkle import (
     EMPTY_ROOT,
     Frontier,
@@ -18,7 +19,17 @@ from ledger_client.merkle import (
     verify_consistency,
     verify_inclusion,
 )
+from ledger_client.periods import (
+    PeriodFormatError,
+    StatementSummary,
+    check_period,
+    has_ended,
+    period_after,
+    period_of,
+    statements_root,
+)
 from ledger_client.receipt import Receipt, ReceiptError, Step, Verified, verify_receipt
+from ledger_client.tables import metadata
 from ledger_client.tiles import TILE_WIDTH, Tile, TileError, hashes_from_tiles, pack_bundle, unpack_bundle
 
 __all__ = [
@@ -32,6 +43,7 @@ __all__ = [
     "Appended",
     "Checkpoint",
     "CheckpointError",
+    "Draft",
     "Entry",
     "EntryConflict",
     "EntryError",
@@ -45,19 +57,24 @@ __all__ = [
     "NotInLog",
     "Note",
     "NoteSignature",
+    "PeriodFormatError",
     "ProofError",
     "Receipt",
     "ReceiptError",
     "Signer",
+    "StatementSummary",
     "Step",
     "Tile",
     "TileError",
     "Verified",
     "Verifier",
+    "canonical",
+    "check_period",
     "consistency_path",
     "entry_id",
     "fsck",
     "fsck_derived",
+    "has_ended",
     "hashes_from_tiles",
     "inclusion_path",
     "leaf_hash",
@@ -65,7 +82,10 @@ __all__ = [
     "nano",
     "node_hash",
     "pack_bundle",
+    "period_after",
+    "period_of",
     "root_from_inclusion_path",
+    "statements_root",
     "unpack_bundle",
     "verify_consistency",
     "verify_inclusion",

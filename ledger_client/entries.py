@@ -26,6 +26,11 @@ ENTRY_TYPES = frozenset(
         "usage.recorded",
         "request.voided",
         "answer.attributed",
+        "answer.superseded",
+        "feedback.recorded",
+        "address.bound",
+        "payout.recorded",
+        "period.closed",
     }
 )
 
@@ -62,7 +67,7 @@ class Entry:
 
     def __post_init__(self) -> None:
         _check_attributes(self)
-        raw = _canonical(
+        raw = canonical(
             {
                 "specversion": "1.0",
                 "id": self.id,
@@ -137,7 +142,8 @@ def _is_date(time: str) -> bool:
     return True
 
 
-def _canonical(value: Any) -> bytes:
+def canonical(value: Any) -> bytes:
+    """Return a JSON value's only encoding (RFC 8785). Raises EntryError for what JSON cannot carry."""
     try:
         return bytes(rfc8785.dumps(value))
     except (ValueError, RecursionError) as error:

@@ -2,12 +2,17 @@
 
 from ledger_client import SUSPENSE
 from metering.books import Books
+from metering.budgets import Budget
 from metering.committer import Committer
-from metering.errors import CommitError, InsufficientCredit, IntentError, MeteringError
+from metering.corrections import supersede
+from metering.earnings import Earnings, Grouping, Page, earnings, entries
+from metering.errors import BudgetExceeded, CommitError, InsufficientCredit, IntentError, MeteringError, PeriodError
+from metering.feedback import record_feedback
 from metering.fsck import fsck_books
 from metering.policy import SplitPolicy
 from metering.postings import (
     FUNDING,
+    PAYOUTS,
     PLATFORM,
     RESIDUAL,
     Posting,
@@ -19,12 +24,15 @@ from metering.postings import (
 from metering.pricing import Price
 from metering.records import AttributedPlayer, AttributionRecord, EstimatorRun, UsageRecord
 from metering.splits import AdapterTerms, DocumentTerms, PlayerShare, SplitLine, split
-from metering.statements import Earnings, Grouping, Page, Statement, earnings, entries, statement
-from metering.store import Balance, Intent, Line, RequestState, balances, metadata, open_intents
+from metering.statements import Statement, statement, summaries
+from metering.store import Balance, Intent, Line, RequestState, balance, balances, open_intents, request_state
+from metering.tables import metadata
+from metering.transaction import Expected, Transaction
 from metering.usage import Usage
 
 __all__ = [
     "FUNDING",
+    "PAYOUTS",
     "PLATFORM",
     "RESIDUAL",
     "SUSPENSE",
@@ -33,11 +41,14 @@ __all__ = [
     "AttributionRecord",
     "Balance",
     "Books",
+    "Budget",
+    "BudgetExceeded",
     "CommitError",
     "Committer",
     "DocumentTerms",
     "Earnings",
     "EstimatorRun",
+    "Expected",
     "Grouping",
     "InsufficientCredit",
     "Intent",
@@ -45,6 +56,7 @@ __all__ = [
     "Line",
     "MeteringError",
     "Page",
+    "PeriodError",
     "PlayerShare",
     "Posting",
     "Price",
@@ -52,8 +64,10 @@ __all__ = [
     "SplitLine",
     "SplitPolicy",
     "Statement",
+    "Transaction",
     "Usage",
     "UsageRecord",
+    "balance",
     "balanced",
     "balances",
     "base_account",
@@ -64,6 +78,10 @@ __all__ = [
     "fsck_books",
     "metadata",
     "open_intents",
+    "record_feedback",
+    "request_state",
     "split",
     "statement",
+    "summaries",
+    "supersede",
 ]

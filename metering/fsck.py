@@ -16,7 +16,8 @@ from typing import Any, TypeAlias, cast
 from sqlalchemy import Column, Connection, Row, select
 
 from ledger_client import JSON, Amounts, Entry, EntryError, Finding, Log
-from metering.store import Balance, account_table, intent_table, open_intents, posting_table
+from metering.store import Balance, open_intents
+from metering.tables import account_table, intent_table, posting_table
 
 _PAGE_ROWS = 1000
 
