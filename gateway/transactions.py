@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from gateway.database import Database, DatabaseError
 from gateway.metrics import Metrics
 from ledger_client import Log, Signer
-from metering import Committer
+from metering import Committer, Expected, Transaction
 
 T = TypeVar("T")
 
@@ -26,11 +26,12 @@ def require_signer(database: Database, ledger: Log, signer: Signer, origin: str)
 
 
 @contextmanager
-def ledger_write(database: Database, ledger: Log) -> Iterator[sa.Connection]:
-    """A write transaction that holds the log's head from its start, as every writer must on a server database."""
+def ledger_write(database: Database, ledger: Log) -> Iterator[Transaction]:
+    """A transaction on the books, sealed and committed on a clean exit."""
     with database.write() as connection:
-        ledger.lock(connection)
-        yield connection
+        transaction = Transaction(connection, ledger)
+        yield transaction
+        transaction.seal()
 
 
 class Transactions:
@@ -50,7 +51,10 @@ class Transactions:
 
         return await asyncio.to_thread(run)
 
-    async def commit(self, record: str, work: Callable[[sa.Connection], T]) -> T:
-        """Run work in a transaction; returns when it is durable. record: what is written, a label of the metric."""
+    async def commit(self, record: str, work: Callable[[Transaction], T], *expected: Expected) -> T:
+        """Run work in a transaction; returns when it is durable. record: what is written, a label of the metric.
+
+        The work may be run more than once and must have no effect but through the transaction.
+        """
         with self._metrics.commit_seconds.labels(record).time():
-            return await asyncio.wrap_future(self._committer.submit(work))
+            return await asyncio.wrap_future(self._committer.submit(work, *expected))
