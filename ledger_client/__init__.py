@@ -3,7 +3,7 @@
 from ledger_client.amounts import SUSPENSE, Amounts, Line, nano
 from ledger_client.checkpoint import Checkpoint, CheckpointError, KeyFileError, Note, NoteSignature, Signer, Verifier
 from ledger_client.draft import Appended, Draft, EntryConflict, LogError, NotInLog
-from ledger_client.entries import ENTRY_TYPES, JSON, MAX_ENTRY_BYTES, Entry, EntryError, canonical, entry_id
+from ledger_client.entries import ENTRY_TYPES, JSON, MAX_ENTRY_BYTES, Entry, EntryError, entry_id
 from ledger_client.fsck import Finding, fsck, fsck_derived
 from ledger_client.log import Log
 from ledger_client.merkle import (
@@ -20,11 +20,12 @@ from ledger_client.merkle import (
     verify_inclusion,
 )
 from ledger_client.periods import (
-    PeriodFormatError,
+    PeriodError,
     StatementSummary,
+    check_closing,
     check_period,
-    has_ended,
-    period_after,
+    column_of,
+    next_period,
     period_of,
     statements_root,
 )
@@ -57,7 +58,7 @@ __all__ = [
     "NotInLog",
     "Note",
     "NoteSignature",
-    "PeriodFormatError",
+    "PeriodError",
     "ProofError",
     "Receipt",
     "ReceiptError",
@@ -68,21 +69,21 @@ __all__ = [
     "TileError",
     "Verified",
     "Verifier",
-    "canonical",
+    "check_closing",
     "check_period",
+    "column_of",
     "consistency_path",
     "entry_id",
     "fsck",
     "fsck_derived",
-    "has_ended",
     "hashes_from_tiles",
     "inclusion_path",
     "leaf_hash",
     "metadata",
     "nano",
+    "next_period",
     "node_hash",
     "pack_bundle",
-    "period_after",
     "period_of",
     "root_from_inclusion_path",
     "statements_root",

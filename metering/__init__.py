@@ -6,7 +6,7 @@ from metering.budgets import Budget
 from metering.committer import Committer
 from metering.corrections import supersede
 from metering.earnings import Earnings, Grouping, Page, earnings, entries
-from metering.errors import BudgetExceeded, CommitError, InsufficientCredit, IntentError, MeteringError, PeriodError
+from metering.errors import BudgetExceeded, CommitError, InsufficientCredit, IntentError, MeteringError
 from metering.feedback import record_feedback
 from metering.fsck import fsck_books
 from metering.policy import SplitPolicy
@@ -56,7 +56,6 @@ __all__ = [
     "Line",
     "MeteringError",
     "Page",
-    "PeriodError",
     "PlayerShare",
     "Posting",
     "Price",

@@ -34,6 +34,7 @@ from metering.tables import (
 T = TypeVar("T")
 _Row: TypeAlias = dict[str, Any]
 _ABSENT: Any = object()
+_COLUMNS = {"correction": (0, 1, 0), "payout": (0, 0, 1)}  # role → earned, corrected, paid; any other role is earned
 
 _FIND_ACCOUNTS = select(account_table).where(account_table.c.account.in_(bindparam("keys", expanding=True)))
 _FIND_REQUESTS = select(intent_table).where(intent_table.c.request_id.in_(bindparam("keys", expanding=True)))
@@ -294,12 +295,10 @@ class Transaction:
     def _count(self, line: Line) -> None:
         """Add a posting of a contributor's account to its sums."""
         amount = line.amount_nano
-        earned, corrected, paid = {"correction": (0, amount, 0), "payout": (0, 0, amount)}.get(
-            line.role, (amount, 0, 0)
-        )
+        earned, corrected, paid = _COLUMNS.get(line.role, (1, 0, 0))
         place = (line.account, line.period)
         before = self._periods.get(place, (0, 0, 0, 0))
-        after = (before[0] + earned, before[1] + corrected, before[2] + paid, before[3] + 1)
+        after = (before[0] + earned * amount, before[1] + corrected * amount, before[2] + paid * amount, before[3] + 1)
         self._set(self._periods, place, after)
         if line.role == "payout":
             return

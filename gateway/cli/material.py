@@ -30,6 +30,7 @@ from gateway.cli.context import (
 )
 from gateway.engines import AdapterFiles, Engine
 from gateway.registry import Adapter, RegistryError
+from metering import Transaction
 from retrieval import Embedder, FileOutcome, PreparedDocument, Retriever, Terms
 
 documents = typer.Typer(no_args_is_help=True, help="Documents and their owners.")
