@@ -109,17 +109,15 @@ class Entry:
         """Read an entry back; `Entry.decode(entry.encode()) == entry`. Raises EntryError on any other bytes."""
         if len(raw) > MAX_ENTRY_BYTES:
             raise EntryError(f"an entry may take {MAX_ENTRY_BYTES} bytes; these are {len(raw)}")
-        try:
-            envelope = orjson.loads(raw)
-        except ValueError:
-            envelope = _parse(raw)  # which says what is wrong, or reads what only the exact encoder writes
+        envelope = _read_back(raw)
         if not isinstance(envelope, dict) or envelope.keys() != _ENVELOPE:
             raise EntryError(f"an entry is a JSON object with exactly the members {', '.join(sorted(_ENVELOPE))}")
         if envelope.pop("specversion") != "1.0":
             raise EntryError("an entry is a CloudEvent of specversion 1.0")
-        entry = cls(**envelope)
-        if entry.encode() != raw:
-            raise EntryError("the bytes are not canonical JSON (RFC 8785)")
+        # The bytes are canonical and nobody else holds the envelope, so there is nothing to encode or to copy again.
+        entry = object.__new__(cls)
+        entry.__dict__.update(envelope, _raw=raw)
+        _check_attributes(entry)
         return entry
 
 
@@ -176,16 +174,33 @@ def _fast(value: dict[str, Any]) -> tuple[bytes, Any] | None:
         raw = orjson.dumps(value, option=_FAST)
         if _POINT_ZERO.search(raw):
             raw = _MINUS_ZERO.sub(b"0", _POINT_ZERO.sub(b"", raw))
-        if _UNSAFE.search(raw) or _EXPONENT.search(raw) or not (raw.isascii() or not _BEYOND_BMP.search(raw)):
-            return None
         read = orjson.loads(raw)
         same = read == value
     except (TypeError, ValueError, RecursionError):
         return None
-    return (raw, read) if same else None
+    return (raw, read) if same and _is_plain(raw) else None
 
 
-def _exact(value: dict[str, Any]) -> tuple[bytes, Any]:
+def _read_back(raw: bytes) -> Any:
+    """Return what canonical bytes say. Raises EntryError on any others."""
+    try:
+        read = orjson.loads(raw)
+        if orjson.dumps(read, option=_FAST) == raw and _is_plain(raw):
+            return read
+    except (TypeError, ValueError):
+        pass  # the exact encoder says what is wrong, or writes what only it can
+    read = _parse(raw)
+    if _exact(read)[0] != raw:
+        raise EntryError("the bytes are not canonical JSON (RFC 8785)")
+    return read
+
+
+def _is_plain(raw: bytes) -> bool:
+    """Whether RFC 8785 writes keys and numbers as orjson wrote them here."""
+    return not (_UNSAFE.search(raw) or _EXPONENT.search(raw)) and (raw.isascii() or not _BEYOND_BMP.search(raw))
+
+
+def _exact(value: Any) -> tuple[bytes, Any]:
     try:
         raw = bytes(rfc8785.dumps(value))
     except (ValueError, RecursionError) as error:
