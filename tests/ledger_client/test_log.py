@@ -364,7 +364,7 @@ def test_a_lost_entry_is_noticed_not_served(log: Log, engine: Engine) -> None:
             lambda: log.receipt(connection, 9),
             lambda: log.consistency(connection, 5, 10),
         ):
-            with pytest.raises(LogError, match="of the [0-9]+ parts of tile"):
+            with pytest.raises(LogError, match=r"of the \d+ parts of tile"):
                 ask()
 
 
