@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from ledger_client import Log
 from metering import Books
 
 from .kit import Clock, new_books, open_engine
@@ -25,15 +24,5 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def books_and_log(clock: Clock) -> tuple[Books, Log]:
+def books(clock: Clock) -> Books:
     return new_books(clock=clock)
-
-
-@pytest.fixture
-def books(books_and_log: tuple[Books, Log]) -> Books:
-    return books_and_log[0]
-
-
-@pytest.fixture
-def log(books_and_log: tuple[Books, Log]) -> Log:
-    return books_and_log[1]

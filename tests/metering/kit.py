@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -23,11 +24,14 @@ from metering import (
     PlayerShare,
     Price,
     SplitPolicy,
+    Transaction,
     Usage,
     UsageRecord,
     split,
 )
 
+SIGNER = Signer.generate("example.com/log")
+LOG = Log(SIGNER)
 CALLER = "caller:alice"
 MODEL = "chat"
 PRICE = Price.parse(prompt="0.15", completion="0.60")
@@ -72,9 +76,17 @@ def open_engine(path: Path) -> Engine:
     return engine
 
 
-def new_books(gateway_id: str = "gw-1", clock: Clock | None = None, signer: Signer | None = None) -> tuple[Books, Log]:
-    log = Log(signer or Signer.generate("example.com/log"))
-    return Books(log, gateway_id, clock or Clock()), log
+@contextmanager
+def transaction(engine: Engine) -> Iterator[Transaction]:
+    """Open the books in a database transaction, sealed and committed on a clean exit."""
+    with engine.begin() as connection:
+        transaction = Transaction(connection, LOG)
+        yield transaction
+        transaction.seal()
+
+
+def new_books(gateway_id: str = "gw-1", clock: Clock | None = None) -> Books:
+    return Books(gateway_id, clock or Clock())
 
 
 def request_id(number: int) -> str:
@@ -131,6 +143,6 @@ def attribution_record(
     return AttributionRecord(**(values | changes))
 
 
-def logged(log: Log, connection: Connection) -> list[Entry]:
+def logged(connection: Connection) -> list[Entry]:
     """Every entry of the log, read back from its bytes."""
-    return [Entry.decode(raw) for _, raw in log.entries(connection)]
+    return [Entry.decode(raw) for _, raw in LOG.entries(connection)]
