@@ -258,7 +258,8 @@ def payout_addresses(connection: Connection) -> dict[str, str]:
 def last_nonce(connection: Connection, contributor: str) -> int | None:
     """Return the nonce of a contributor's newest binding, or None."""
     query = select(func.max(address_table.c.nonce)).where(address_table.c.contributor == contributor)
-    return connection.scalar(query)
+    last: int | None = connection.scalar(query)
+    return last
 
 
 def _pay(
