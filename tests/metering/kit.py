@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, insert
 
 import ledger_client
 import metering
@@ -29,6 +29,8 @@ from metering import (
     UsageRecord,
     split,
 )
+from metering.books import lines_of, transfer
+from metering.tables import address_table, payout_table, period_table
 
 SIGNER = Signer.generate("example.com/log")
 LOG = Log(SIGNER)
@@ -42,6 +44,8 @@ DOCUMENT = PlayerShare(id="doc_1", share_ppm=600_000, terms=DocumentTerms(owner=
 ADAPTER = PlayerShare(
     id="concise", share_ppm=400_000, terms=AdapterTerms(developer="dev", datasets=(("ann", 1), ("bob", 2)))
 )
+
+_ADD_PERIOD, _ADD_PAYOUT, _ADD_ADDRESS = insert(period_table), insert(payout_table), insert(address_table)
 
 
 class Clock:
@@ -146,3 +150,31 @@ def attribution_record(
 def logged(connection: Connection) -> list[Entry]:
     """Every entry of the log, read back from its bytes."""
     return [Entry.decode(raw) for _, raw in LOG.entries(connection)]
+
+
+# What settlement writes, as small as the books can tell. Each returns its log index.
+
+
+def close_period(books: Books, tx: Transaction, period: str) -> int:
+    appended = books.log(tx, "period.closed", period, period, {"period": period})
+    tx.defer(_ADD_PERIOD, {"period": period, "log_index": appended.log_index, "time": appended.entry.time})
+    tx.set_last_closed(period)
+    return appended.log_index
+
+
+def pay_out(books: Books, tx: Transaction, contributor: str, amount_nano: int, period: str) -> int:
+    row = {"contributor": contributor, "period": period, "method": "csv", "address": None}
+    postings = transfer(f"contributor:{contributor}", "payouts", amount_nano)
+    data = row | {"amount_nano": str(amount_nano)}
+    appended = books.log(tx, "payout.recorded", f"{contributor}:{period}", contributor, data, postings)
+    tx.post(lines_of(tx, appended, postings, "payout"))
+    tx.defer(_ADD_PAYOUT, row | {"log_index": appended.log_index, "amount_nano": amount_nano})
+    return appended.log_index
+
+
+def bind_address(books: Books, tx: Transaction, contributor: str, nonce: int = 0) -> int:
+    row = {"contributor": contributor, "address": "0x" + "Ab" * 20, "nonce": nonce}
+    data = row | {"chain_id": 31337, "contract": "0x" + "Cd" * 20, "signature": "0x" + "00" * 65}
+    appended = books.log(tx, "address.bound", f"{contributor}:{nonce}", contributor, data)
+    tx.defer(_ADD_ADDRESS, row | {"log_index": appended.log_index})
+    return appended.log_index

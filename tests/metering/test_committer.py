@@ -146,7 +146,7 @@ def test_a_lost_reply_is_an_error_and_the_repeat_finds_what_landed(
 def test_a_seal_that_fails_fails_all(engine: Engine, grant: Grant, transactions: Transactions) -> None:
     class Unplugged(Signer):
         def sign(self, checkpoint: Checkpoint) -> str:
-            raise OSError("no key")
+            raise OSError(f"no key for {checkpoint.size} entries")
 
     unplugged = Unplugged.generate("example.com/log")
     with Committer(transactions, Log(unplugged)) as committer:
