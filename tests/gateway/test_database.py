@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from gateway import answers
 from gateway.database import Database, DatabaseError
+from gateway.identifiers import new_id
+from gateway.registry import Registry, RegistryError
 from gateway.tables import ALL_METADATA
+from ledger_client import Log, Signer
 
 from ..databases import Server  # noqa: TID252  the tests are no package of their own
 
@@ -144,3 +148,15 @@ def test_a_write_that_raises_leaves_nothing(database: Database) -> None:
         raise RuntimeError("change of mind")
     with database.read() as connection:
         assert connection.exec_driver_sql("SELECT count(*) FROM contributor").scalar_one() == 0
+
+
+@pytest.mark.parametrize("written", ["\0", "req_\0", "\ud800", "req_" + "a" * 27, "req_" + "A" * 26, ""])
+def test_what_no_row_can_be_named_is_not_found(database: Database, written: str) -> None:
+    database.migrate()
+    registry = Registry(Log(Signer.generate("example.com/log")))
+    with database.read() as connection:
+        for unknown in (written, new_id("req")):
+            with pytest.raises(answers.UnknownRequestError):
+                answers.find(connection, unknown)
+            with pytest.raises(RegistryError, match="there is no contributor"):
+                registry.contributor(connection, unknown)
