@@ -1,21 +1,17 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 from sqlalchemy import Engine
 
+from gateway.database import Database
 from metering import Books
 
 from .kit import Clock, new_books, open_engine
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    engine = open_engine(tmp_path / "books.db")
-    yield engine
-    engine.dispose()
+def engine(database: Database) -> Engine:
+    return open_engine(database)
 
 
 @pytest.fixture
