@@ -37,7 +37,7 @@ CSV = SettlementTerms(method="csv", minimum_nano=5_000)
 
 
 class Town:
-    """Books in which answers earn and months pass. An answer over n tokens earns its document's owner 105 n nano-USD."""
+    """Books in which answers earn and months pass. n tokens earn a document's owner 105 n nano-USD."""
 
     def __init__(self, engine: Engine, books: Books, clock: Clock) -> None:
         self.engine, self.books, self.clock = engine, books, clock
