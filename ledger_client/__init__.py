@@ -31,6 +31,7 @@ from ledger_client.periods import (
     statements_root,
 )
 from ledger_client.receipt import Receipt, ReceiptError, Step, Verified, verify_receipt
+from ledger_client.rows import Rows
 from ledger_client.settlement import (
     Claim,
     Payouts,
@@ -76,6 +77,7 @@ __all__ = [
     "ProofError",
     "Receipt",
     "ReceiptError",
+    "Rows",
     "SettlementError",
     "Signer",
     "StatementSummary",

@@ -45,4 +45,3 @@ def engine_of(database: Database, *declared: sa.MetaData) -> sa.Engine:
         for metadata in declared:
             metadata.create_all(connection)
     return engine
-

@@ -112,7 +112,7 @@ def request(number: int, caller: int) -> Request:
         usage=usage,
         attribution=attribution,
         expected=(
-            Expected(accounts=(account(caller),), requests=of_request),
+            Expected(accounts=(account(caller),), requests=of_request, budgets=(account(caller),)),
             Expected(accounts=(account(caller), "suspense"), requests=of_request),
             Expected(accounts=paid, requests=of_request),
         ),
