@@ -7,6 +7,7 @@ import os
 import re
 import stat
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
@@ -101,7 +102,7 @@ class Verifier:
     def __post_init__(self) -> None:
         _check_key_name(self.name)
 
-    @property
+    @cached_property
     def key_id(self) -> bytes:
         """The four bytes that name this key in a signature line."""
         return _key_id(self.name, self.key.public_bytes_raw())
@@ -160,7 +161,7 @@ class Signer:
         """Make a new key."""
         return cls(name=name, key=Ed25519PrivateKey.generate())
 
-    @property
+    @cached_property
     def verifier(self) -> Verifier:
         """The public half."""
         return Verifier(name=self.name, key=self.key.public_key())

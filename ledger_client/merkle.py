@@ -76,11 +76,11 @@ class Frontier:
 
 
 class GrowingTree:
-    """A frontier that grows in place, for whoever reads a whole log."""
+    """A frontier that grows in place, for whoever appends or reads many leaves."""
 
-    def __init__(self) -> None:
-        self.size = 0
-        self._hashes: list[bytes] = []
+    def __init__(self, start: Frontier | None = None) -> None:
+        self.size = 0 if start is None else start.size
+        self._hashes: list[bytes] = [] if start is None else list(start.hashes)
 
     def append(self, leaf: bytes) -> None:
         """Add a leaf hash."""
