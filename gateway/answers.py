@@ -17,6 +17,7 @@ import sqlalchemy as sa
 
 from gateway.grounding import Message, Source
 from gateway.tables import answer
+from metering import Transaction
 
 Status = Literal["pending", "attributed", "not_applicable", "failed"]
 
@@ -103,9 +104,13 @@ def salted_digest(salt: bytes, content: Sequence[int | str]) -> str:
     return hashlib.sha256(salt + orjson.dumps(list(content))).hexdigest()
 
 
-def insert(connection: sa.Connection, row: AnswerRow) -> None:
+_INSERT = sa.insert(answer)
+_FINISH = sa.update(answer).where(answer.c.request_id == sa.bindparam("key"))
+
+
+def insert(transaction: Transaction, row: AnswerRow) -> None:
     """Keep a metered answer."""
-    connection.execute(sa.insert(answer).values(**vars(row)))
+    transaction.defer(_INSERT, vars(row))
 
 
 def find(connection: sa.Connection, request_id: str, caller: str | None = None) -> AnswerRow:
@@ -134,14 +139,11 @@ def backlog(connection: sa.Connection) -> int:
 
 
 def finish(
-    connection: sa.Connection, request_id: str, status: Status, attribution: dict[str, Any], record_index: int
+    transaction: Transaction, request_id: str, status: Status, attribution: dict[str, Any], record_index: int
 ) -> None:
     """End an answer's job and erase its inputs."""
-    connection.execute(
-        sa.update(answer)
-        .where(answer.c.request_id == request_id)
-        .values(status=status, attribution=orjson.dumps(attribution), record_index=record_index, inputs=None)
-    )
+    ending = {"status": status, "attribution": orjson.dumps(attribution), "record_index": record_index, "inputs": None}
+    transaction.defer(_FINISH, {"key": request_id, **ending})
 
 
 def give_up(connection: sa.Connection, request_id: str, attribution: dict[str, Any]) -> None:

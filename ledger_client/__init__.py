@@ -1,9 +1,10 @@
 """The transparency log: entries, Merkle tree, checkpoints, receipts, and the checker that trusts none of them."""
 
+from ledger_client.addresses import AddressError, from_address, to_address
 from ledger_client.amounts import SUSPENSE, Amounts, Line, nano
 from ledger_client.checkpoint import Checkpoint, CheckpointError, KeyFileError, Note, NoteSignature, Signer, Verifier
 from ledger_client.draft import Appended, Draft, EntryConflict, LogError, NotInLog
-from ledger_client.entries import ENTRY_TYPES, JSON, MAX_ENTRY_BYTES, Entry, EntryError, canonical, entry_id
+from ledger_client.entries import ENTRY_TYPES, JSON, MAX_ENTRY_BYTES, Entry, EntryError, entry_id
 from ledger_client.fsck import Finding, fsck, fsck_derived
 from ledger_client.log import Log
 from ledger_client.merkle import (
@@ -20,15 +21,25 @@ from ledger_client.merkle import (
     verify_inclusion,
 )
 from ledger_client.periods import (
-    PeriodFormatError,
+    PeriodError,
     StatementSummary,
+    check_closing,
     check_period,
-    has_ended,
-    period_after,
+    column_of,
+    next_period,
     period_of,
     statements_root,
 )
 from ledger_client.receipt import Receipt, ReceiptError, Step, Verified, verify_receipt
+from ledger_client.settlement import (
+    Claim,
+    Payouts,
+    PayoutTree,
+    SettlementError,
+    payable_nano,
+    token_units,
+    units_nano,
+)
 from ledger_client.tables import metadata
 from ledger_client.tiles import TILE_WIDTH, Tile, TileError, hashes_from_tiles, pack_bundle, unpack_bundle
 
@@ -39,10 +50,12 @@ __all__ = [
     "MAX_ENTRY_BYTES",
     "SUSPENSE",
     "TILE_WIDTH",
+    "AddressError",
     "Amounts",
     "Appended",
     "Checkpoint",
     "CheckpointError",
+    "Claim",
     "Draft",
     "Entry",
     "EntryConflict",
@@ -57,10 +70,13 @@ __all__ = [
     "NotInLog",
     "Note",
     "NoteSignature",
-    "PeriodFormatError",
+    "PayoutTree",
+    "Payouts",
+    "PeriodError",
     "ProofError",
     "Receipt",
     "ReceiptError",
+    "SettlementError",
     "Signer",
     "StatementSummary",
     "Step",
@@ -68,24 +84,29 @@ __all__ = [
     "TileError",
     "Verified",
     "Verifier",
-    "canonical",
+    "check_closing",
     "check_period",
+    "column_of",
     "consistency_path",
     "entry_id",
+    "from_address",
     "fsck",
     "fsck_derived",
-    "has_ended",
     "hashes_from_tiles",
     "inclusion_path",
     "leaf_hash",
     "metadata",
     "nano",
+    "next_period",
     "node_hash",
     "pack_bundle",
-    "period_after",
+    "payable_nano",
     "period_of",
     "root_from_inclusion_path",
     "statements_root",
+    "to_address",
+    "token_units",
+    "units_nano",
     "unpack_bundle",
     "verify_consistency",
     "verify_inclusion",

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias, get_args
 
 from sqlalchemy import ColumnElement, Connection, func, select, tuple_
 
-from ledger_client import JSON, PeriodFormatError, check_period
+from ledger_client import JSON, PeriodError, check_period
 from metering._checks import check_whole
 from metering.errors import MeteringError
 from metering.postings import contributor_account
@@ -129,7 +129,7 @@ def checked_period(period: str) -> str:
     """Return the period if it is one. Raises MeteringError."""
     try:
         return check_period(period)
-    except PeriodFormatError as error:
+    except PeriodError as error:
         raise MeteringError(str(error)) from None
 
 

@@ -30,7 +30,3 @@ class BudgetExceeded(Exception):  # noqa: N818
         super().__init__(message)
         self.limit = limit
         self.retry_after_s = retry_after_s
-
-
-class PeriodError(ValueError):
-    """A period that cannot be closed, stated or paid; the message says why."""

@@ -22,7 +22,7 @@ from ledger_client import (
     EntryError,
     Finding,
     Log,
-    PeriodFormatError,
+    PeriodError,
     check_period,
     nano,
     period_of,
@@ -124,7 +124,7 @@ class _Replay:
         """Take note of a period that an entry closes."""
         try:
             self.last_closed = max(self.last_closed or "", check_period(cast("str", entry.data.get("period"))))
-        except PeriodFormatError:
+        except PeriodError:
             raise EntryError("period.closed names no period") from None
 
 

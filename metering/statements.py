@@ -103,16 +103,7 @@ def statement(connection: Connection, contributor: str, period: str) -> Statemen
     rated = rating_table.c.request_id.in_(select(columns.request_id).where(*of_account))
     ratings = select(rating_table).where(rated).order_by(rating_table.c.log_index)
     return Statement(
-        summary=next(sums, None)
-        or StatementSummary(
-            contributor=contributor,
-            period=period,
-            opening_nano=0,
-            earned_nano=0,
-            corrected_nano=0,
-            paid_nano=0,
-            lines=0,
-        ),
+        summary=next(sums, StatementSummary(contributor=contributor, period=period)),
         closed_index=connection.scalar(select(period_table.c.log_index).where(period_table.c.period == period)),
         lines=stored_lines(connection, *of_account),
         ratings={row.request_id: row.rating for row in connection.execute(ratings)},

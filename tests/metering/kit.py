@@ -28,7 +28,7 @@ from metering import (
     UsageRecord,
     split,
 )
-from metering.books import lines_of, transfer
+from metering.books import in_role, lines_of, transfer
 from metering.tables import address_table, payout_table, period_table
 
 from ..databases import engine_of  # noqa: TID252  the tests are no package of their own
@@ -156,7 +156,7 @@ def pay_out(books: Books, tx: Transaction, contributor: str, amount_nano: int, p
     data = row | {"amount_nano": str(amount_nano)}
     appended = books.log(tx, "payout.recorded", f"{contributor}:{period}", contributor, data, postings)
     if appended.created:
-        tx.post(lines_of(tx, appended, postings, "payout"))
+        tx.post(lines_of(tx, appended, postings, in_role("payout", postings)))
         tx.defer(_ADD_PAYOUT, row | {"log_index": appended.log_index, "amount_nano": amount_nano})
     return appended.log_index
 
