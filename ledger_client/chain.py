@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from importlib.resources import files
 from typing import Any
 
@@ -125,7 +125,6 @@ class Distributor:
         self.address = address
         self._contract = chain.web3.eth.contract(address=address, abi=artefact()["abi"])  # type: ignore[call-overload]
         self.functions: Any = self._contract.functions
-        self.token: str = chain.call(self.functions.token())
 
     @classmethod
     def open(
@@ -147,7 +146,12 @@ class Distributor:
             raise ChainError(f"the endpoint is of chain {chain.chain_id}, not of {chain_id}")
         if not chain.ask(lambda: chain.web3.eth.get_code(raw)):  # type: ignore[arg-type]
             raise ChainError(f"there is no contract at {address} on chain {chain.chain_id}")
-        return cls(chain, address)
+        distributor = cls(chain, address)
+        try:
+            chain.call(distributor.functions.latestEpoch())
+        except ChainError as error:
+            raise ChainError(f"the contract at {address} is no distributor: {error}") from error
+        return distributor
 
     @classmethod
     def deploy(
@@ -165,6 +169,11 @@ class Distributor:
         if sent.contract is None:
             raise ChainError(f"transaction {sent.transaction} created no contract")
         return cls(chain, sent.contract)
+
+    @cached_property
+    def token(self) -> str:
+        """The address of the token that claims are paid in."""
+        return str(self.chain.call(self.functions.token()))
 
     def standing(self) -> Standing:
         """Read where the contract stands."""

@@ -15,7 +15,7 @@ try:
     from eth_utils.exceptions import ValidationError
     from web3 import HTTPProvider, Web3
     from web3.contract.contract import ContractConstructor, ContractFunction
-    from web3.exceptions import ContractLogicError, TimeExhausted, TransactionNotFound, Web3Exception, Web3RPCError
+    from web3.exceptions import ContractLogicError, Web3RPCError
     from web3.middleware import ExtraDataToPOAMiddleware
     from web3.types import TxParams, TxReceipt
 except ImportError as error:
@@ -35,13 +35,10 @@ __all__ = [
     "HTTPProvider",
     "PrivateKey",
     "Signature",
-    "TimeExhausted",
-    "TransactionNotFound",
     "TxParams",
     "TxReceipt",
     "ValidationError",
     "Web3",
-    "Web3Exception",
     "Web3RPCError",
     "abi_to_signature",
     "encode_typed_data",

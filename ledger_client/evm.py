@@ -23,12 +23,9 @@ from ledger_client.ethereum import (
     ExtraDataToPOAMiddleware,
     HTTPProvider,
     PrivateKey,
-    TimeExhausted,
-    TransactionNotFound,
     TxParams,
     TxReceipt,
     Web3,
-    Web3Exception,
     Web3RPCError,
     abi_to_signature,
     function_signature_to_4byte_selector,
@@ -37,6 +34,7 @@ from ledger_client.ethereum import (
 
 _T = TypeVar("_T")
 _KEY = re.compile(r"0x[0-9a-f]{64}")
+_KNOWN = re.compile(r"(?i)already known|already imported|known transaction")  # what nodes say of one they have
 _REQUEST_TIMEOUT_S = 20.0
 _GAS_MARGIN_PERCENT = 20  # the state may have changed between the estimate and the block
 
@@ -152,8 +150,10 @@ class Chain:
             raise self._refused(error) from error
         except requests.RequestException as error:
             raise ChainError(f"the chain's endpoint does not answer: {type(error).__name__}") from None
-        except (Web3Exception, ValueError) as error:
+        except Web3RPCError as error:
             raise ChainError(f"the chain's endpoint refuses: {_reason(error)}") from error
+        except Exception as error:  # web3 takes replies apart as it trusts them to be, and raises what comes of it
+            raise ChainError(f"the chain's endpoint gives no sound answer: {_reason(error)}") from error
 
     def call(self, function: ContractFunction) -> Any:
         """Return what a view gives."""
@@ -171,11 +171,13 @@ class Chain:
         reply: Exception | None = None
         try:
             self.web3.eth.send_raw_transaction(signed.raw_transaction)
-        except requests.RequestException as error:
-            reply = error  # the transaction may have landed although its reply was lost
         except Web3RPCError as error:
-            if "already known" not in str(error).lower():
+            if not _KNOWN.search(str(error)):
                 raise ChainError(f"the chain's endpoint refuses: {_reason(error)}") from error
+        except ContractLogicError as error:
+            raise self._refused(error) from error
+        except Exception as error:  # the transaction may have landed although its reply was lost or garbled
+            reply = error
         receipt = self._await(signed.hash, reply)
         if receipt["status"] != 1:
             # Run it again to hear why: the receipt does not say.
@@ -204,7 +206,7 @@ class Chain:
     def _await(self, transaction: Any, reply: Exception | None) -> TxReceipt:
         try:
             return self.web3.eth.wait_for_transaction_receipt(transaction, timeout=self.timeout_s)
-        except (TimeExhausted, TransactionNotFound, requests.RequestException):
+        except Exception:  # whatever it is, the transaction is under way
             lost = f"; its sending ended in {type(reply).__name__}" if reply else ""
             raise ChainError(
                 f"no block took in transaction 0x{transaction.hex()} within {self.timeout_s:g} s{lost}; "

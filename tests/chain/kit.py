@@ -79,7 +79,7 @@ class Anvil:
     def __init__(self, url: str) -> None:
         self.url = url
         self.web3 = Web3(HTTPProvider(url))
-        self._keys: list[ChainKey] = []
+        self.spend: Any = {"gasPrice": 10**10}  # in the old form, which every chain takes
 
     def rpc(self, method: str, *arguments: Any) -> Any:
         answer = self.web3.provider.make_request(method, arguments)  # type: ignore[arg-type]
@@ -100,6 +100,14 @@ class Anvil:
         self.rpc("evm_setNextBlockTimestamp", time_s)
         self.rpc("evm_mine")
 
+    def wait_for_pending(self, number: int) -> None:
+        """Wait until so many transactions wait for a block."""
+        for _ in range(3000):
+            if int(self.rpc("txpool_status")["pending"], 16) >= number:
+                return
+            time.sleep(0.01)
+        raise AssertionError("nobody sends")
+
     @contextmanager
     def forgetting(self) -> Iterator[None]:
         snapshot = self.rpc("evm_snapshot")
@@ -117,7 +125,7 @@ class Anvil:
         """Deploy a token, and return its contract; transactions to it come from an account of anvil's."""
         self.web3.eth.default_account = self.web3.eth.accounts[0]
         token = tokens()[name]
-        made = self.web3.eth.contract(abi=token["abi"], bytecode=token["bytecode"]).constructor().transact()
+        made = self.web3.eth.contract(abi=token["abi"], bytecode=token["bytecode"]).constructor().transact(self.spend)
         address = self.web3.eth.wait_for_transaction_receipt(made)["contractAddress"]
         return self.web3.eth.contract(address=address, abi=token["abi"])
 
@@ -138,7 +146,7 @@ class Site:
         return Distributor.open(self.anvil.url, self.distributor.address, key=key, timeout_s=timeout_s)
 
     def mint(self, account: str, units: int) -> None:
-        self.token.functions.mint(account, units).transact()
+        self.token.functions.mint(account, units).transact(self.anvil.spend)
 
     def fund(self, total: int) -> None:
         """Give the owner tokens and bring the distributor's funds up to a total."""
