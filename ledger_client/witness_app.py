@@ -26,6 +26,8 @@ STATUS = {
 SIZE_TYPE = "text/x.tlog.size"
 BODY_TIMEOUT_S = 10
 
+_CLOSE = {"connection": "close"}  # else the server would go on reading what is left of the body
+
 
 def create_witness_app(witness: Witness) -> Starlette:
     """The ASGI application of a witness. Anyone may submit; only what a known log signed has an effect."""
@@ -65,9 +67,9 @@ async def _body(request: Request) -> bytes | Response:
             async for chunk in request.stream():
                 body += chunk
                 if len(body) > MAX_SUBMISSION_BYTES:
-                    return PlainTextResponse(f"a submission has at most {MAX_SUBMISSION_BYTES} bytes\n", 413)
+                    return PlainTextResponse(f"a submission has at most {MAX_SUBMISSION_BYTES} bytes\n", 413, _CLOSE)
     except TimeoutError:
-        return PlainTextResponse(f"the submission took longer than {BODY_TIMEOUT_S} s\n", 408)
+        return PlainTextResponse(f"the submission took longer than {BODY_TIMEOUT_S} s\n", 408, _CLOSE)
     except ClientDisconnect:
         return PlainTextResponse("the submission ended early\n", 400)
     return bytes(body)

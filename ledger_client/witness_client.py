@@ -74,7 +74,7 @@ class WitnessClient:
                 self.size = size
                 return cosignature
             if status != 409 or kind != SIZE_TYPE:
-                raise WitnessError(f"{self.verifier.name} answered {status}: {' '.join(reply.split())[:200]}")
+                raise WitnessError(f"{self.verifier.name} answered {status}: {' '.join(reply.split())[:200]!r}")
             self.size = self._corrected(reply, size)
         raise WitnessError(f"{self.verifier.name} named another size each of {_ATTEMPTS} times")
 
