@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
-import sqlalchemy as sa
 import structlog
 from fastapi import FastAPI
 
@@ -27,9 +26,9 @@ from gateway.pipeline import Pipeline
 from gateway.registry import Registry, RegistryError
 from gateway.settings import Settings
 from gateway.state import Gateway
-from gateway.transactions import Transactions, ledger_write, require_signer
+from gateway.transactions import Transactions, require_signer
 from ledger_client import Log, Signer
-from metering import Books, Committer
+from metering import Books, Committer, Transaction, open_intents
 from retrieval import Embedder, MiniLM, Retriever
 
 log = structlog.get_logger(__name__)
@@ -78,15 +77,15 @@ async def _opened(
 ) -> AsyncIterator[Gateway]:
     signer = Signer.load(settings.log.signing_key_file)
     ledger = Log(signer)
-    books = Books(ledger, settings.server.id, lambda: datetime.now(UTC))
+    books = Books(settings.server.id, lambda: datetime.now(UTC))
     registry = Registry(ledger)
-    committer = Committer(lambda: ledger_write(database, ledger), ledger.seal)
+    committer = Committer(database.write, ledger)
     try:
         require_signer(database, ledger, signer, settings.log.origin)
-        await asyncio.wrap_future(committer.submit(lambda c: _void_what_a_crash_left(c, books)))
-        catalogue = await asyncio.wrap_future(committer.submit(lambda c: publish(c, settings, registry, books)))
+        await asyncio.wrap_future(committer.submit(lambda t: _void_what_a_crash_left(t, books, settings.server.id)))
+        catalogue = await asyncio.wrap_future(committer.submit(lambda t: publish(t, settings, registry, books)))
         running = await asyncio.to_thread(engine, settings)
-        metrics = Metrics(lambda: _ledger_state(database, ledger, books, running))
+        metrics = Metrics(lambda: _ledger_state(database, ledger, running))
         await _load_adapters(running, catalogue, metrics)
         embedding = embedder(settings)
         retriever = Retriever(settings.retrieval.index_file, embedding)
@@ -155,10 +154,10 @@ def create_app(
     return app
 
 
-def _void_what_a_crash_left(connection: sa.Connection, books: Books) -> None:
+def _void_what_a_crash_left(transaction: Transaction, books: Books, gateway_id: str) -> None:
     """End every request that an earlier process of this gateway admitted and did not live to charge."""
-    for intent in books.open_intents(connection):
-        books.void(connection, intent, "the gateway stopped before the answer was metered")
+    for intent in list(open_intents(transaction.connection, gateway_id)):
+        books.void(transaction, intent, "the gateway stopped before the answer was metered")
 
 
 async def _load_adapters(engine: Engine, catalogue: Catalogue, metrics: Metrics) -> None:
@@ -173,11 +172,11 @@ async def _load_adapters(engine: Engine, catalogue: Catalogue, metrics: Metrics)
         metrics.adapter_loads.inc()
 
 
-def _ledger_state(database: Database, ledger: Log, books: Books, engine: Engine) -> LedgerState:
+def _ledger_state(database: Database, ledger: Log, engine: Engine) -> LedgerState:
     with database.read() as connection:
         return LedgerState(
             log_entries=ledger.size(connection),
-            open_intents=len(books.open_intents(connection)),
+            open_intents=sum(1 for _ in open_intents(connection)),
             attribution_backlog=answers.backlog(connection),
             adapters_resident=len(engine.resident()),
         )

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import orjson
-import sqlalchemy as sa
 import structlog
 from numpy.typing import NDArray
 
@@ -21,7 +20,7 @@ from gateway.identifiers import new_id, now
 from gateway.metrics import Metrics
 from gateway.objects import attributed_object, attribution_record, pending_object
 from gateway.transactions import Transactions
-from metering import Books, Usage, UsageRecord, split
+from metering import Books, Transaction, Usage, UsageRecord, split
 from retrieval import Embedder
 
 
@@ -53,13 +52,13 @@ class Embeddings:
         usage = Usage(prompt_tokens=await asyncio.to_thread(self._count, texts), completion_tokens=0)
         charge_nano = model.price.charge_nano(usage)
         intent = await self._transactions.commit(
-            "intent", lambda c: self._books.admit(c, caller, charge_nano, request_id)
+            "intent", lambda t: self._books.admit(t, caller, charge_nano, request_id)
         )
         try:
             vectors = await asyncio.to_thread(self._embedder.embed, texts)
         except Exception as error:
             reason = type(error).__name__
-            await self._transactions.commit("void", lambda c: self._books.void(c, intent, reason))
+            await self._transactions.commit("void", lambda t: self._books.void(t, intent, reason))
             raise
         salt = secrets.token_bytes(32)
         record = UsageRecord(
@@ -85,10 +84,10 @@ class Embeddings:
         )
         lines = split(charge_nano, model.policy, (), request_id)
 
-        def commit(connection: sa.Connection) -> dict[str, Any]:
-            usage_index = self._books.record_usage(connection, intent, record)
+        def commit(transaction: Transaction) -> dict[str, Any]:
+            usage_index = self._books.record_usage(transaction, intent, record)
             credit = attribution_record(request_id, inputs, terms, None, lines, {})
-            record_index = self._books.record_attribution(connection, credit)
+            record_index = self._books.record_attribution(transaction, credit)
             attributed = attributed_object(pending_object(request_id, record), inputs, terms, None, lines, record_index)
             row = AnswerRow(
                 request_id=request_id,
@@ -102,7 +101,7 @@ class Embeddings:
                 inputs=None,
                 attribution=orjson.dumps(attributed),
             )
-            answers.insert(connection, row)
+            answers.insert(transaction, row)
             return attributed
 
         attributed = await self._transactions.commit("usage", commit)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
@@ -30,7 +30,7 @@ from gateway.objects import attributed_object, attribution_record, failed_object
 from gateway.registry import Registry, RegistryError, Terms
 from gateway.scoring import Scored
 from gateway.transactions import Transactions
-from metering import Books, CommitError, Intent, IntentError, MeteringError, SplitLine, UsageRecord, split
+from metering import Books, CommitError, Intent, IntentError, MeteringError, SplitLine, Transaction, UsageRecord, split
 from retrieval import Retriever
 
 T = TypeVar("T")
@@ -84,7 +84,7 @@ class Pipeline:
         structlog.contextvars.bind_contextvars(request_id=request_id)
         maximum_nano = question.model.price.maximum_nano(self._engine.context_tokens, question.sampling.max_tokens)
         intent = await self._transactions.commit(
-            "intent", lambda c: self._books.admit(c, caller, maximum_nano, request_id)
+            "intent", lambda t: self._books.admit(t, caller, maximum_nano, request_id)
         )
         try:
             passages = await self._ground(question)
@@ -182,20 +182,20 @@ class Pipeline:
         )
         answer.attribution = pending_object(answer.request_id, usage)
 
-        def commit(connection: sa.Connection) -> None:
+        def commit(transaction: Transaction) -> None:
             row = AnswerRow(
                 request_id=answer.request_id,
                 caller=answer.caller,
                 status="pending",
                 created_at=now(),
-                usage_index=self._books.record_usage(connection, answer.intent, usage),
+                usage_index=self._books.record_usage(transaction, answer.intent, usage),
                 record_index=None,
                 attempts=0,
                 salt=salt,
                 inputs=answer.sealed().encode(),
                 attribution=orjson.dumps(answer.attribution),
             )
-            answers.insert(connection, row)
+            answers.insert(transaction, row)
 
         await self._transactions.commit("usage", commit)
         self._metrics.observe_answer(answer)
@@ -226,9 +226,10 @@ class Pipeline:
                 lambda c: self._registry.terms(c, inputs.policy_index, inputs.adapter_index)
             )
             scored = await scoring.explain(self._engine, inputs, terms.adapter, self._estimator, request_id.encode())
+            documents = await self._transactions.read(lambda c: self._documents(c, inputs))
             lines = split(int(current["charge_nano"]), terms.policy, player_shares(inputs, terms, scored), request_id)
             finished = await self._transactions.commit(
-                "attribution", lambda c: self._record(c, current, inputs, terms, scored, lines)
+                "attribution", lambda t: self._record(t, current, inputs, terms, scored, lines, documents)
             )
         except Exception as error:
             return await self._retry_or_fail(request_id, current, error)
@@ -237,30 +238,35 @@ class Pipeline:
 
     def _record(
         self,
-        connection: sa.Connection,
+        transaction: Transaction,
         current: dict[str, Any],
         inputs: SealedInputs,
         terms: Terms,
         scored: Scored | None,
         lines: Sequence[SplitLine],
+        documents: Mapping[str, int],
     ) -> dict[str, Any]:
         """Post the split, log the record that it follows from, end the job; returns the attribution object."""
         request_id = current["id"]
-        documents = {
+        record = attribution_record(request_id, inputs, terms, scored, lines, documents)
+        index = self._books.record_attribution(transaction, record)
+        finished = attributed_object(current, inputs, terms, scored, lines, index)
+        answers.finish(transaction, request_id, finished["status"], finished, index)
+        return finished
+
+    def _documents(self, connection: sa.Connection, inputs: SealedInputs) -> dict[str, int]:
+        """The log index of the claim that each document's credit rests on."""
+        return {
             p.document: self._registry.document_index(connection, p.document, p.digest, p.owner)
             for p in inputs.passages
         }
-        record = attribution_record(request_id, inputs, terms, scored, lines, documents)
-        index = self._books.record_attribution(connection, record)
-        finished = attributed_object(current, inputs, terms, scored, lines, index)
-        answers.finish(connection, request_id, finished["status"], finished, index)
-        return finished
 
     async def _retry_or_fail(self, request_id: str, current: dict[str, Any], error: Exception) -> dict[str, Any]:
         """Leave the job in the queue, or after the last attempt record why it failed; the money stays in suspense."""
         log.warning("attribution_attempt_failed", request_id=request_id, error=repr(error))
 
-        def note(connection: sa.Connection) -> dict[str, Any]:
+        def note(transaction: Transaction) -> dict[str, Any]:
+            connection = transaction.connection
             row = answers.find(connection, request_id)
             if row.status != "pending":  # the attempt was recorded, and only the news of it was lost
                 recorded: dict[str, Any] = orjson.loads(row.attribution)
@@ -305,7 +311,7 @@ class Pipeline:
             await asyncio.wait(self._tasks)
 
     async def _void(self, intent: Intent, reason: str) -> int:
-        return await self._transactions.commit("void", lambda c: self._books.void(c, intent, reason))
+        return await self._transactions.commit("void", lambda t: self._books.void(t, intent, reason))
 
     def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Start a task that outlives its caller."""

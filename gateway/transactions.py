@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TypeVar
 
 import sqlalchemy as sa
@@ -12,7 +15,7 @@ import sqlalchemy as sa
 from gateway.database import Database, DatabaseError
 from gateway.metrics import Metrics
 from ledger_client import Log, Signer
-from metering import Committer
+from metering import Committer, Expected, Transaction
 
 T = TypeVar("T")
 
@@ -26,11 +29,12 @@ def require_signer(database: Database, ledger: Log, signer: Signer, origin: str)
 
 
 @contextmanager
-def ledger_write(database: Database, ledger: Log) -> Iterator[sa.Connection]:
-    """A write transaction that holds the log's head from its start, as every writer must on a server database."""
+def ledger_write(database: Database, ledger: Log) -> Iterator[Transaction]:
+    """A transaction on the books, sealed and committed on a clean exit."""
     with database.write() as connection:
-        ledger.lock(connection)
-        yield connection
+        transaction = Transaction(connection, ledger)
+        yield transaction
+        transaction.seal()
 
 
 class Transactions:
@@ -40,6 +44,7 @@ class Transactions:
         self._database = database
         self._committer = committer
         self._metrics = metrics
+        self._done: deque[Callable[[], None]] = deque()
 
     async def read(self, query: Callable[[sa.Connection], T]) -> T:
         """Run a query in a read transaction of its own."""
@@ -50,7 +55,33 @@ class Transactions:
 
         return await asyncio.to_thread(run)
 
-    async def commit(self, record: str, work: Callable[[sa.Connection], T]) -> T:
-        """Run work in a transaction; returns when it is durable. record: what is written, a label of the metric."""
+    async def commit(self, record: str, work: Callable[[Transaction], T], *expected: Expected) -> T:
+        """Run work in a transaction; returns when it is durable. record: what is written, a label of the metric.
+
+        The work may be run more than once and must have no effect but through the transaction.
+        """
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[T] = loop.create_future()
         with self._metrics.commit_seconds.labels(record).time():
-            return await asyncio.wrap_future(self._committer.submit(work))
+            self._committer.submit(work, *expected).add_done_callback(partial(self._resolve, loop, waiter))
+            return await waiter
+
+    def _resolve(self, loop: asyncio.AbstractEventLoop, waiter: asyncio.Future[T], done: Future[T]) -> None:
+        """Have the loop wake a caller. What one database transaction acknowledges wakes it once."""
+        self._done.append(partial(_settle, waiter, done))
+        if len(self._done) == 1:
+            with suppress(RuntimeError):  # the loop is closed, and nobody waits
+                loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        while self._done:
+            self._done.popleft()()
+
+
+def _settle(waiter: asyncio.Future[T], done: Future[T]) -> None:
+    if waiter.cancelled():
+        return
+    if error := done.exception():
+        waiter.set_exception(error)
+    else:
+        waiter.set_result(done.result())

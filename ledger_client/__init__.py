@@ -1,12 +1,14 @@
 """The transparency log: entries, Merkle tree, checkpoints, receipts, and the checker that trusts none of them."""
 
+from ledger_client.addresses import AddressError, from_address, to_address
 from ledger_client.amounts import SUSPENSE, Amounts, Line, nano
 from ledger_client.checkpoint import Checkpoint, CheckpointError, Note, NoteSignature, Signer, Verifier
 from ledger_client.cosignature import Cosignature, Quorum, QuorumError, WitnessSigner, WitnessVerifier
+from ledger_client.draft import Appended, Draft, EntryConflict, LogError, NotInLog
 from ledger_client.entries import ENTRY_TYPES, JSON, MAX_ENTRY_BYTES, Entry, EntryError, entry_id
 from ledger_client.fsck import Finding, fsck, fsck_derived
 from ledger_client.keys import KeyFileError
-from ledger_client.log import Appended, EntryConflict, Log, LogError, NotInLog, metadata
+from ledger_client.log import Log
 from ledger_client.merkle import (
     EMPTY_ROOT,
     Frontier,
@@ -20,7 +22,27 @@ from ledger_client.merkle import (
     verify_consistency,
     verify_inclusion,
 )
+from ledger_client.periods import (
+    PeriodError,
+    StatementSummary,
+    check_closing,
+    check_period,
+    column_of,
+    next_period,
+    period_of,
+    statements_root,
+)
 from ledger_client.receipt import Receipt, ReceiptError, Step, Verified, verify_receipt
+from ledger_client.settlement import (
+    Claim,
+    Payouts,
+    PayoutTree,
+    SettlementError,
+    payable_nano,
+    token_units,
+    units_nano,
+)
+from ledger_client.tables import metadata
 from ledger_client.tiles import TILE_WIDTH, Tile, TileError, hashes_from_tiles, pack_bundle, unpack_bundle
 from ledger_client.witness import Refusal, Submission, WitnessRefused
 from ledger_client.witness_state import Remembered, Witness, WitnessState, WitnessStateError
@@ -32,11 +54,14 @@ __all__ = [
     "MAX_ENTRY_BYTES",
     "SUSPENSE",
     "TILE_WIDTH",
+    "AddressError",
     "Amounts",
     "Appended",
     "Checkpoint",
     "CheckpointError",
+    "Claim",
     "Cosignature",
+    "Draft",
     "Entry",
     "EntryConflict",
     "EntryError",
@@ -50,6 +75,9 @@ __all__ = [
     "NotInLog",
     "Note",
     "NoteSignature",
+    "PayoutTree",
+    "Payouts",
+    "PeriodError",
     "ProofError",
     "Quorum",
     "QuorumError",
@@ -57,7 +85,9 @@ __all__ = [
     "ReceiptError",
     "Refusal",
     "Remembered",
+    "SettlementError",
     "Signer",
+    "StatementSummary",
     "Step",
     "Submission",
     "Tile",
@@ -70,8 +100,12 @@ __all__ = [
     "WitnessState",
     "WitnessStateError",
     "WitnessVerifier",
+    "check_closing",
+    "check_period",
+    "column_of",
     "consistency_path",
     "entry_id",
+    "from_address",
     "fsck",
     "fsck_derived",
     "hashes_from_tiles",
@@ -79,9 +113,16 @@ __all__ = [
     "leaf_hash",
     "metadata",
     "nano",
+    "next_period",
     "node_hash",
     "pack_bundle",
+    "payable_nano",
+    "period_of",
     "root_from_inclusion_path",
+    "statements_root",
+    "to_address",
+    "token_units",
+    "units_nano",
     "unpack_bundle",
     "verify_consistency",
     "verify_inclusion",

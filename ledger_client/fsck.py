@@ -18,8 +18,9 @@ from sqlalchemy import Connection, select
 from ledger_client.amounts import Amounts, net
 from ledger_client.checkpoint import Checkpoint, CheckpointError, Verifier
 from ledger_client.entries import Entry, EntryError
-from ledger_client.log import entry_rows, log_entry, log_hash, log_head
+from ledger_client.log import entry_rows
 from ledger_client.merkle import Frontier, leaf_hash
+from ledger_client.tables import log_entry, log_hash, log_head
 from ledger_client.tiles import TILE_HEIGHT
 
 _PROGRESS_ENTRIES = 1000

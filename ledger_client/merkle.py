@@ -75,6 +75,31 @@ class Frontier:
         return cls(size=size, hashes=hashes)
 
 
+class GrowingTree:
+    """A frontier that grows in place, for whoever reads a whole log."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._hashes: list[bytes] = []
+
+    def append(self, leaf: bytes) -> None:
+        """Add a leaf hash."""
+        hashes, size = self._hashes, self.size
+        while size & 1:
+            leaf = hashlib.sha256(b"\x01" + hashes.pop() + leaf).digest()
+            size >>= 1
+        hashes.append(leaf)
+        self.size += 1
+
+    def root(self) -> bytes:
+        """Return the root of the tree as it is."""
+        return _fold(self._hashes) if self._hashes else EMPTY_ROOT
+
+    def frontier(self) -> Frontier:
+        """Return the tree as it is, as a value."""
+        return Frontier(size=self.size, hashes=tuple(self._hashes))
+
+
 def inclusion_path(index: int, size: int, hash_at: HashAt) -> list[bytes]:
     """Return the siblings from the leaf's up to the root's child (RFC 9162 section 2.1.3.1). Needs 0 ≤ index < size."""
     if not 0 <= index < size:

@@ -74,7 +74,7 @@ class Submission:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Claim:
+class Candidate:
     """A checkpoint that a known log signed, said to extend the tree of old_size.
 
     text: what was signed, extension lines included. signatures: the log's own, each of which holds.
@@ -99,7 +99,7 @@ def trusted(verifiers: Iterable[Verifier]) -> Logs:
     return logs
 
 
-def examine(submission: Submission, logs: Logs) -> Claim:
+def examine(submission: Submission, logs: Logs) -> Candidate:
     """Check all that can be checked without memory. Raises WitnessRefused: MALFORMED, UNKNOWN_LOG or UNTRUSTED."""
     try:
         note = Note.parse(submission.note)
@@ -120,7 +120,7 @@ def examine(submission: Submission, logs: Logs) -> Claim:
         raise WitnessRefused(Refusal.UNTRUSTED, repr(head.origin))
     if submission.old_size > head.size:
         raise WitnessRefused(Refusal.MALFORMED, f"a tree of {head.size} cannot extend one of {submission.old_size}")
-    return Claim(
+    return Candidate(
         head=head,
         text=note.text,
         signatures=tuple(signatures),
@@ -129,17 +129,17 @@ def examine(submission: Submission, logs: Logs) -> Claim:
     )
 
 
-def decide(claim: Claim, last: Checkpoint | None) -> None:
-    """Return when the claim is to be cosigned; else raise WitnessRefused: STALE or INCONSISTENT.
+def decide(candidate: Candidate, last: Checkpoint | None) -> None:
+    """Return when the candidate is to be cosigned; else raise WitnessRefused: STALE or INCONSISTENT.
 
-    last: the checkpoint of this log that was cosigned last, None where none was. The claim's head then takes its place,
-    and the two steps, deciding and remembering, must not come apart.
+    last: the checkpoint of this log that was cosigned last, None where none was. The candidate's head then takes its
+    place, and the two steps, deciding and remembering, must not come apart.
     """
     size, root = (last.size, last.root) if last else (0, EMPTY_ROOT)
-    if claim.old_size != size:
-        raise WitnessRefused(Refusal.STALE, f"{claim.old_size}, not {size}", size)
+    if candidate.old_size != size:
+        raise WitnessRefused(Refusal.STALE, f"{candidate.old_size}, not {size}", size)
     try:
-        verify_consistency(size, root, claim.head.size, claim.head.root, claim.proof)
+        verify_consistency(size, root, candidate.head.size, candidate.head.root, candidate.proof)
     except ProofError as error:
         raise WitnessRefused(Refusal.INCONSISTENT, str(error)) from error
 

@@ -145,23 +145,23 @@ class Witness:
 
         When it returns, or when its answer is lost, the checkpoint is remembered.
         """
-        claim = examine(Submission.parse(body), self._logs)
+        candidate = examine(Submission.parse(body), self._logs)
         with self._state.writing() as connection:
-            last = _last(connection, claim.head.origin)
-            decide(claim, last.head if last else None)
+            last = _last(connection, candidate.head.origin)
+            decide(candidate, last.head if last else None)
             # Were the clock set back, two heads would both be the largest that was seen at one time.
             time_s = max(int(self._clock()), last.time_s if last else 1)
-            cosignature = self._signer.cosign(claim.text, time_s)
-            lines = [*(line.format() for line in claim.signatures), cosignature.line]
-            connection.execute(delete(witness_checkpoint).where(witness_checkpoint.c.origin == claim.head.origin))
+            cosignature = self._signer.cosign(candidate.text, time_s)
+            lines = [*(line.format() for line in candidate.signatures), cosignature.line]
+            connection.execute(delete(witness_checkpoint).where(witness_checkpoint.c.origin == candidate.head.origin))
             connection.execute(
                 insert(witness_checkpoint).values(
-                    origin=claim.head.origin,
-                    origin_hash=origin_hash(claim.head.origin),
-                    size=claim.head.size,
-                    root=claim.head.root,
+                    origin=candidate.head.origin,
+                    origin_hash=origin_hash(candidate.head.origin),
+                    size=candidate.head.size,
+                    root=candidate.head.root,
                     time_s=time_s,
-                    note=f"{claim.text}\n{''.join(lines)}",
+                    note=f"{candidate.text}\n{''.join(lines)}",
                 )
             )
         return cosignature.line

@@ -11,37 +11,41 @@ from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError, SQLAlchemyError
 
+from ledger_client import Log
 from metering.errors import CommitError
+from metering.transaction import Expected, Transaction
 
 T = TypeVar("T")
+_NOTHING = Expected()
 
 
 @dataclass(eq=False)
 class _Job:
-    work: Callable[[Connection], Any]
+    work: Callable[[Transaction], Any]
+    expected: Expected
     future: Future[Any] = field(default_factory=Future)
     result: Any = None
     error: BaseException | None = None
 
 
+class _Alone(Exception):  # noqa: N818 - no error: an order to the committer
+    """The jobs of a batch must run each in a transaction of its own; nothing of the batch is kept."""
+
+
 class Committer:
     """Run units of work in the order they came, many to a database transaction, and acknowledge none before it commits.
 
-    begin: opens a transaction that commits on a clean exit and that no other writer can be inside of at the same time:
-    BEGIN IMMEDIATE on SQLite, a lock on the log's head on PostgreSQL. seal: runs once before each commit.
+    begin: opens a transaction that commits on a clean exit. On SQLite it must have begun IMMEDIATE.
     max_batch: the most units that share a transaction; nothing waits for a batch to fill.
     """
 
     def __init__(
-        self,
-        begin: Callable[[], AbstractContextManager[Connection]],
-        seal: Callable[[Connection], object],
-        *,
-        max_batch: int = 64,
+        self, begin: Callable[[], AbstractContextManager[Connection]], log: Log, *, max_batch: int = 256
     ) -> None:
         self._begin = begin
-        self._seal = seal
+        self._log = log
         self._max_batch = max_batch
         self._waiting: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._gate = threading.Lock()  # nothing may enter the queue behind its end
@@ -55,13 +59,14 @@ class Committer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def submit(self, work: Callable[[Connection], T]) -> Future[T]:
+    def submit(self, work: Callable[[Transaction], T], expected: Expected = _NOTHING) -> Future[T]:
         """Queue a unit of work and return the future of its result, which resolves only after the commit.
 
         Work that raises is undone alone, and its future raises the same. When the transaction does not commit, or its
-        reply is lost, every future in it raises CommitError. Raises RuntimeError once the committer is closed.
+        reply is lost, every future in it raises CommitError. Work may be run more than once, so it must have no effect
+        but through its transaction. Raises RuntimeError once the committer is closed.
         """
-        job = _Job(work)
+        job = _Job(work, expected)
         with self._gate:
             if self._closed:
                 raise RuntimeError("the committer is closed")
@@ -101,12 +106,16 @@ class Committer:
     def _commit(self, batch: list[_Job]) -> None:
         try:
             with self._begin() as connection:
-                for job in batch:
-                    _attempt(job, connection)
-                self._seal(connection)
+                self._fill(connection, batch)
+        except _Alone:
+            for job in batch:
+                job.error = None
+                self._commit([job])
+            return
         except BaseException as error:
             for job in batch:
-                job.future.set_exception(job.error or _commit_error(error))
+                gone = job.error is None or isinstance(job.error, OperationalError | InterfaceError)
+                job.future.set_exception(_commit_error(error) if gone else job.error)
             return
         for job in batch:
             if job.error is None:
@@ -114,21 +123,41 @@ class Committer:
             else:
                 job.future.set_exception(job.error)
 
-
-def _attempt(job: _Job, connection: Connection) -> None:
-    """Run one job inside a savepoint; raise only when the transaction around it can no longer be trusted."""
-    savepoint = connection.begin_nested()
-    try:
-        job.result = job.work(connection)
-    except BaseException as error:
-        # A database may have ended the whole transaction by itself, as SQLite does when the disk is full. Rolling back
-        # to the savepoint fails then, and must fail the batch: what came before in it is gone.
-        if not savepoint.is_active:
+    def _fill(self, connection: Connection, batch: list[_Job]) -> None:
+        """Run a batch inside a transaction and write what it comes to. Raises _Alone where one job can spoil it all."""
+        transaction = Transaction(connection, self._log)
+        transaction.expect(job.expected for job in batch)
+        for job in batch:
+            mark = transaction.mark()
+            try:
+                job.result = job.work(transaction)
+                _check_open(connection)
+            except BaseException as error:
+                job.error = error
+                if isinstance(error, SQLAlchemyError | CommitError) or not transaction.rewind(mark):
+                    # What it wrote, or what the database thinks of the transaction by now, only a rollback undoes.
+                    raise (_Alone if len(batch) > 1 else error) from None
+        try:
+            transaction.seal()
+        except IntegrityError:
+            if len(batch) > 1:
+                raise _Alone from None
             raise
-        savepoint.rollback()
-        job.error = error
+
+
+def _check_open(connection: Connection) -> None:
+    """Raise CommitError when the database transaction has ended or can only be rolled back, as a commit would not say.
+
+    SQLite ends one by itself when the disk is full or fails; PostgreSQL rolls back what met an error, even if the work
+    that met it went on.
+    """
+    driver: Any = connection.connection.dbapi_connection
+    if connection.dialect.name == "sqlite":
+        stands = driver.in_transaction
     else:
-        savepoint.commit()
+        stands = driver.info.transaction_status.name == "INTRANS"
+    if not stands:
+        raise CommitError("the work ended the database transaction, or met an error of it and went on")
 
 
 def _commit_error(cause: BaseException) -> CommitError:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import orjson
-import sqlalchemy as sa
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -23,7 +22,7 @@ from gateway.registry import Registry
 from gateway.settings import Settings, load
 from gateway.transactions import ledger_write, require_signer
 from ledger_client import Log, Signer
-from metering import Books
+from metering import Books, Transaction
 
 # Where nobody watches, nothing is cut to the width of a screen.
 WIDE = None if sys.stdout.isatty() else 240
@@ -49,11 +48,10 @@ class Office:
     registry: Registry
 
     @contextmanager
-    def write(self) -> Iterator[sa.Connection]:
-        """A write transaction; what it appended to the log is sealed before it commits."""
-        with ledger_write(self.database, self.log) as connection:
-            yield connection
-            self.log.seal(connection)
+    def write(self) -> Iterator[Transaction]:
+        """A transaction on the books."""
+        with ledger_write(self.database, self.log) as transaction:
+            yield transaction
 
 
 @contextmanager
@@ -71,7 +69,7 @@ def office(config: Path) -> Iterator[Office]:
             database=database,
             signer=signer,
             log=log,
-            books=Books(log, settings.server.id, lambda: datetime.now(UTC)),
+            books=Books(settings.server.id, lambda: datetime.now(UTC)),
             registry=Registry(log),
         )
     finally:

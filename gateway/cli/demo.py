@@ -108,9 +108,9 @@ def lay_out(site: Site) -> dict[str, str]:
     prepare(site.folder, DEFAULT_ORIGIN)
     manifest = tomllib.loads((site.examples / "corpora.toml").read_text(encoding="utf-8"))
     with office(config) as o:
-        with o.write() as connection:
+        with o.write() as transaction:
             for contributor in manifest["contributors"]:
-                o.registry.add_contributor(connection, contributor["id"], contributor["name"])
+                o.registry.add_contributor(transaction, contributor["id"], contributor["name"])
         out.print(f"{len(manifest['contributors'])} contributors")
         _ingest_corpora(o, site, manifest)
         _register_adapters(o, site, manifest)
@@ -146,9 +146,10 @@ def _register_adapters(o: Office, site: Site, manifest: dict[str, Any]) -> None:
 
 
 def _make_keys(o: Office) -> dict[str, str]:
-    with o.write() as connection:
+    with o.write() as transaction:
+        connection = transaction.connection
         caller = create_key(connection, role="caller", name="demo caller")
-        o.books.grant_credit(connection, caller.principal.subject, 1_000_000_000, "demo credit", new_id("grant"))
+        o.books.grant_credit(transaction, caller.principal.subject, 1_000_000_000, "demo credit", new_id("grant"))
         owner = create_key(connection, role="contributor", name="demo contributor", contributor="harbour-office")
         operator = create_key(connection, role="operator", name="demo operator")
     return {"caller": caller.secret, "contributor": owner.secret, "operator": operator.secret}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from decimal import Decimal, InvalidOperation
 from typing import Annotated
 
-import sqlalchemy as sa
 import typer
 
 from gateway.auth import Role, create_key, find_key, list_keys, revoke_key
@@ -22,7 +21,7 @@ from gateway.cli.context import (
     usd,
 )
 from gateway.identifiers import new_id
-from metering import contributor_account
+from metering import Transaction, balance, contributor_account
 
 contributors = typer.Typer(no_args_is_help=True, help="Parties that are credited.")
 keys = typer.Typer(no_args_is_help=True, help="API keys: shown once, stored hashed.")
@@ -37,8 +36,8 @@ def add_contributor(
     as_json: JsonOption = False,
 ) -> None:
     """Register a contributor in the log. Registering twice is harmless."""
-    with office(config) as o, o.write() as connection:
-        added = o.registry.add_contributor(connection, contributor, name or contributor)
+    with office(config) as o, o.write() as transaction:
+        added = o.registry.add_contributor(transaction, contributor, name or contributor)
     if as_json:
         print_json(vars(added))
     else:
@@ -50,7 +49,7 @@ def list_contributors(config: ConfigOption = DEFAULT_CONFIG, *, as_json: JsonOpt
     """Every contributor and what stands on its account."""
     with office(config) as o, o.database.read() as connection:
         rows = [
-            vars(found) | {"balance_nano": str(o.books.balance(connection, contributor_account(found.id)).posted_nano)}
+            vars(found) | {"balance_nano": str(balance(connection, contributor_account(found.id)).posted_nano)}
             for found in o.registry.contributors(connection)
         ]
     print_rows(rows, ["id", "name", "balance_nano", "log_index", "created_at"], as_json=as_json)
@@ -61,8 +60,8 @@ def show_contributor(contributor: str, config: ConfigOption = DEFAULT_CONFIG, *,
     """One contributor."""
     with office(config) as o, o.database.read() as connection:
         found = o.registry.contributor(connection, contributor)
-        balance = o.books.balance(connection, contributor_account(found.id))
-    row = vars(found) | {"balance_nano": str(balance.posted_nano)}
+        posted_nano = balance(connection, contributor_account(found.id)).posted_nano
+    row = vars(found) | {"balance_nano": str(posted_nano)}
     print_rows([row], ["id", "name", "balance_nano", "log_index", "created_at"], as_json=as_json)
 
 
@@ -81,12 +80,12 @@ def create(
         raise typer.BadParameter("--contributor goes with --role contributor, and only with it")
     if credit is not None and role != "caller":
         raise typer.BadParameter("--credit goes with --role caller")
-    with office(config) as o, o.write() as connection:
+    with office(config) as o, o.write() as transaction:
         if contributor is not None:
-            o.registry.contributor(connection, contributor)
-        made = create_key(connection, role=role, name=name, contributor=contributor)
+            o.registry.contributor(transaction.connection, contributor)
+        made = create_key(transaction.connection, role=role, name=name, contributor=contributor)
         if credit is not None:
-            _credit(o, connection, made.principal.subject, credit)
+            _credit(o, transaction, made.principal.subject, credit)
     if as_json:
         print_json({"id": made.principal.key_id, "role": role, "name": name, "key": made.secret})
     else:
@@ -102,7 +101,7 @@ def list_all(config: ConfigOption = DEFAULT_CONFIG, *, as_json: JsonOption = Fal
         for row in list_keys(connection):
             fields = {str(name): value for name, value in row._mapping.items()}
             caller = fields["role"] == "caller"
-            available = o.books.balance(connection, fields["subject"]).available_nano if caller else None
+            available = balance(connection, fields["subject"]).available_nano if caller else None
             rows.append(fields | {"available_usd": None if available is None else usd(available)})
     print_rows(rows, ["id", "role", "name", "available_usd", "created_at", "revoked_at"], as_json=as_json)
 
@@ -110,8 +109,8 @@ def list_all(config: ConfigOption = DEFAULT_CONFIG, *, as_json: JsonOption = Fal
 @keys.command("revoke")
 def revoke(key: Annotated[str, typer.Argument(help="Id or name.")], config: ConfigOption = DEFAULT_CONFIG) -> None:
     """Make a key useless from now on."""
-    with office(config) as o, o.write() as connection:
-        revoked = revoke_key(connection, key)
+    with office(config) as o, o.write() as transaction:
+        revoked = revoke_key(transaction.connection, key)
     say(f"revoked {revoked.key_id} ({revoked.name})")
 
 
@@ -122,17 +121,17 @@ def credit_key(
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
     """Add credit to a caller's account."""
-    with office(config) as o, o.write() as connection:
-        principal = find_key(connection, key)
+    with office(config) as o, o.write() as transaction:
+        principal = find_key(transaction.connection, key)
         if principal.role != "caller":
             raise typer.BadParameter(f"{key} has role {principal.role}; only callers hold credit")
-        _credit(o, connection, principal.subject, amount)
-        balance = o.books.balance(connection, principal.subject)
-    say(f"{principal.name}: {usd(balance.available_nano)} USD available")
+        _credit(o, transaction, principal.subject, amount)
+        left = transaction.balance(principal.subject)
+    say(f"{principal.name}: {usd(left.available_nano)} USD available")
 
 
-def _credit(o: Office, connection: sa.Connection, account: str, amount: str) -> None:
-    o.books.grant_credit(connection, account, _nano(amount), "credit granted by the operator", new_id("grant"))
+def _credit(o: Office, transaction: Transaction, account: str, amount: str) -> None:
+    o.books.grant_credit(transaction, account, _nano(amount), "credit granted by the operator", new_id("grant"))
 
 
 def _nano(amount: str) -> int:

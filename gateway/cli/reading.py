@@ -67,7 +67,12 @@ def statement(
         return
     lines = [vars(line) for line in found.lines]
     print_rows(lines, ["log_index", "time", "role", "kind", "item", "served_model", "amount_nano"], as_json=False)
-    say(f"opening {found.opening_nano}  earned {found.total_nano}  closing {found.closing_nano}  (nano-USD)")
+    head = found.summary
+    say(
+        f"opening {head.opening_nano}  earned {head.earned_nano}  corrected {head.corrected_nano}  "
+        f"paid {head.paid_nano}  closing {head.closing_nano}  (nano-USD)"
+    )
+    say("the period is open" if found.closed_index is None else f"closed by log entry {found.closed_index}")
 
 
 @attributions.command("show")
@@ -84,6 +89,6 @@ def show_attribution(request_id: str, config: ConfigOption = DEFAULT_CONFIG, *, 
 @attributions.command("retry")
 def retry_attribution(request_id: str, config: ConfigOption = DEFAULT_CONFIG) -> None:
     """Queue an attribution that was given up once more; a running gateway takes it up within a minute."""
-    with office(config) as o, o.write() as connection:
-        answers.retry(connection, request_id)
+    with office(config) as o, o.write() as transaction:
+        answers.retry(transaction.connection, request_id)
     say(f"{request_id} waits for attribution again")

@@ -39,8 +39,9 @@ def grow(engine: Engine, log: Log, size: int) -> None:
     for number in range(size):
         with engine.begin() as connection:
             if log.size(connection) == number:
-                log.append(connection, registered(number))
-                log.seal(connection)
+                draft = log.draft(connection)
+                draft.append(registered(number))
+                draft.seal()
 
 
 def cosign(engine: Engine, log: Log, size: int, *signers: WitnessSigner, time_s: int = TIME_S) -> None:

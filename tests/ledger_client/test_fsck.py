@@ -26,7 +26,7 @@ from ledger_client import (
     fsck_derived,
     leaf_hash,
 )
-from ledger_client.log import log_entry, log_hash, log_head
+from ledger_client.tables import log_entry, log_hash, log_head
 
 from .conftest import ORIGIN
 from .facts import attributed, granted, lines, registered, used, voided
@@ -265,12 +265,13 @@ def test_no_byte_of_a_signed_log_changes_unnoticed(index: int, offset: int, mask
 @pytest.fixture
 def stored(log: Log, engine: Engine) -> Callable[[], list[Finding]]:
     with engine.begin() as connection:
+        draft = log.draft(connection)
         for entry in SOUND:
-            log.append(connection, entry)
-            log.seal(connection)
+            draft.append(entry)
+            draft.seal()
         for number in range(100, 400):
-            log.append(connection, registered(number))
-        log.seal(connection)
+            draft.append(registered(number))
+        draft.seal()
 
     def findings() -> list[Finding]:
         with engine.connect() as connection:
@@ -286,7 +287,9 @@ def test_a_stored_log_is_sound(
         found = fsck(log.entries(connection), log.checkpoints(connection), balances_of(SOUND), verifier)
     assert found == stored() == []
     with engine.begin() as connection:
-        log.append(connection, registered(500))  # left for the next transaction to seal
+        draft = log.draft(connection)
+        draft.append(registered(500))
+        draft.write()  # not in the tree yet, and nothing has been said of it
     assert stored() == []
 
 
