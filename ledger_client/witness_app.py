@@ -77,9 +77,11 @@ async def _body(request: Request) -> bytes | Response:
 
 def _refusal(refused: WitnessRefused, body: bytes) -> Response:
     status = STATUS[refused.refusal]
-    # What a log signed and cannot reconcile with its past is evidence against it, and is kept whole.
-    evidence = {"submission": body.decode()} if refused.refusal is Refusal.INCONSISTENT else {}
-    log.warning("refused", status=status, reason=str(refused), **evidence)
+    if refused.refusal is Refusal.INCONSISTENT:
+        # What a log signed and cannot reconcile with its past is evidence against it, and is kept whole.
+        log.error("refused", status=status, reason=str(refused), submission=body.decode())
+    else:
+        log.info("refused", status=status, reason=str(refused))
     if refused.refusal is Refusal.STALE:
         # Not as a media type, to which the library would add a character set.
         return Response(f"{refused.size}\n", status, {"content-type": SIZE_TYPE})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeAlias
 
@@ -21,7 +20,7 @@ TIMEOUT_S = 10.0
 MAX_REPLY_BYTES = 2**14
 SIZE_TYPE = "text/x.tlog.size"
 
-_ATTEMPTS = 3  # one to learn the size, one to use it, one more where another submitter of the log came between
+_ATTEMPTS = 5  # one to learn the size, one to use it, more where other submitters of the log come between
 
 
 class WitnessError(Exception):
@@ -122,22 +121,3 @@ class WitnessClient:
         if cosignature is None:
             raise WitnessError(f"{self.verifier.name} answered without a cosignature by its key")
         return cosignature
-
-
-class Backoff:
-    """How long to leave a witness alone that fails: each time about twice as long, up to a limit."""
-
-    def __init__(self, *, first_s: float, limit_s: float) -> None:
-        self._first_s = first_s
-        self._limit_s = limit_s
-        self._failures = 0
-
-    def failed(self) -> float:
-        """Count a failure and return the seconds to wait, between half and all of the step's length."""
-        step_s = min(self._first_s * 2.0 ** min(self._failures, 32), self._limit_s)
-        self._failures += 1
-        return step_s * random.uniform(0.5, 1)  # noqa: S311 - spreads retries, guards nothing
-
-    def succeeded(self) -> None:
-        """Begin anew."""
-        self._failures = 0

@@ -17,9 +17,10 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ledger_client import Note, Signer, Submission, Witness, WitnessSigner, WitnessState
+from ledger_client.backoff import Backoff
 from ledger_client.witness import MAX_SUBMISSION_BYTES
 from ledger_client.witness_app import create_witness_app
-from ledger_client.witness_client import MAX_REPLY_BYTES, Backoff, Prove, WitnessAhead, WitnessClient, WitnessError
+from ledger_client.witness_client import MAX_REPLY_BYTES, Prove, WitnessAhead, WitnessClient, WitnessError
 from ledger_client.witness_state import origin_hash
 
 from .conftest import ORIGIN
@@ -218,7 +219,7 @@ SIZE = {"content-type": "text/x.tlog.size"}
         (lambda: Response("x" * (MAX_REPLY_BYTES + 1), 200, TEXT), "more than"),
         (lambda: Response("7\n", 409, TEXT), "answered 409"),
         (lambda: Response("03\n", 409, SIZE), "without its size"),
-        (lambda: Response("2\n", 409, SIZE), "another size each of 3 times"),
+        (lambda: Response("2\n", 409, SIZE), "another size each of 5 times"),
         (lambda: Response("9223372036854775807\n", 409, SIZE), "has cosigned a tree of 9223372036854775807"),
         (lambda: Response("", 302, {"location": "/elsewhere"}), "answered 302"),
         (lambda: Response("go away\nplease " + "x" * 1000, 500, TEXT), "answered 500: 'go away please x{185}'$"),
