@@ -1,14 +1,16 @@
 """The transparency log: entries, Merkle tree, checkpoints, receipts, and the checker that trusts none of them."""
 
-from ledger_client.amounts import SUSPENSE, Amounts, Line, nano
+from ledger_client.amounts import CONTRIBUTOR_PREFIX, PAYOUTS, SUSPENSE, Amounts, Line, nano
 from ledger_client.checkpoint import Checkpoint, CheckpointError, KeyFileError, Note, NoteSignature, Signer, Verifier
 from ledger_client.draft import Appended, Draft, EntryConflict, LogError, NotInLog
 from ledger_client.entries import ENTRY_TYPES, JSON, MAX_ENTRY_BYTES, Entry, EntryError, entry_id
-from ledger_client.fsck import Finding, fsck, fsck_derived
+from ledger_client.fsck import Progress, fsck
+from ledger_client.laws import Fault, Finding, Law, Logged
 from ledger_client.log import Log
 from ledger_client.merkle import (
     EMPTY_ROOT,
     Frontier,
+    GrowingTree,
     HashAt,
     ProofError,
     consistency_path,
@@ -30,14 +32,17 @@ from ledger_client.periods import (
     statements_root,
 )
 from ledger_client.receipt import Receipt, ReceiptError, Step, Verified, verify_receipt
+from ledger_client.stored import StoredLog, fsck_derived
 from ledger_client.tables import metadata
 from ledger_client.tiles import TILE_WIDTH, Tile, TileError, hashes_from_tiles, pack_bundle, unpack_bundle
 
 __all__ = [
+    "CONTRIBUTOR_PREFIX",
     "EMPTY_ROOT",
     "ENTRY_TYPES",
     "JSON",
     "MAX_ENTRY_BYTES",
+    "PAYOUTS",
     "SUSPENSE",
     "TILE_WIDTH",
     "Amounts",
@@ -48,23 +53,29 @@ __all__ = [
     "Entry",
     "EntryConflict",
     "EntryError",
+    "Fault",
     "Finding",
     "Frontier",
+    "GrowingTree",
     "HashAt",
     "KeyFileError",
+    "Law",
     "Line",
     "Log",
     "LogError",
+    "Logged",
     "NotInLog",
     "Note",
     "NoteSignature",
     "PeriodError",
+    "Progress",
     "ProofError",
     "Receipt",
     "ReceiptError",
     "Signer",
     "StatementSummary",
     "Step",
+    "StoredLog",
     "Tile",
     "TileError",
     "Verified",

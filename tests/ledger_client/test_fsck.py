@@ -34,15 +34,16 @@ from .facts import attributed, granted, lines, registered, used, voided
 SIGNER = Signer.generate(ORIGIN)
 # The life of two gateways: numbers out of order, a void, a free request, and an answer not yet attributed.
 SOUND = [
-    registered(0),
+    priced(),
+    ruled(),
     granted("caller:ann", 100_000),
     used(1),
     used(0, 777),
-    attributed(1, 2),
+    attributed(1, 3),
     voided(2),
     used(3, 0),
-    attributed(3, 6, 0, split=[], postings=[]),
-    attributed(0, 3, 777),
+    attributed(3, 7, 0, split=[], postings=[]),
+    attributed(0, 4, 777),
     replace(
         used(0, gateway="g2", request_id="req_other", charge_nano="5", postings=lines(caller_ann=-5, suspense=5)),
         id=registered(99).id,
