@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TypeVar
 
 import sqlalchemy as sa
@@ -41,6 +44,7 @@ class Transactions:
         self._database = database
         self._committer = committer
         self._metrics = metrics
+        self._done: deque[Callable[[], None]] = deque()
 
     async def read(self, query: Callable[[sa.Connection], T]) -> T:
         """Run a query in a read transaction of its own."""
@@ -56,5 +60,28 @@ class Transactions:
 
         The work may be run more than once and must have no effect but through the transaction.
         """
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[T] = loop.create_future()
         with self._metrics.commit_seconds.labels(record).time():
-            return await asyncio.wrap_future(self._committer.submit(work, *expected))
+            self._committer.submit(work, *expected).add_done_callback(partial(self._resolve, loop, waiter))
+            return await waiter
+
+    def _resolve(self, loop: asyncio.AbstractEventLoop, waiter: asyncio.Future[T], done: Future[T]) -> None:
+        """Have the loop wake a caller. What one database transaction acknowledges wakes it once."""
+        self._done.append(partial(_settle, waiter, done))
+        if len(self._done) == 1:
+            with suppress(RuntimeError):  # the loop is closed, and nobody waits
+                loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        while self._done:
+            self._done.popleft()()
+
+
+def _settle(waiter: asyncio.Future[T], done: Future[T]) -> None:
+    if waiter.cancelled():
+        return
+    if error := done.exception():
+        waiter.set_exception(error)
+    else:
+        waiter.set_result(done.result())

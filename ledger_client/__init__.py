@@ -1,5 +1,6 @@
 """The transparency log: entries, Merkle tree, checkpoints, receipts, and the checker that trusts none of them."""
 
+from ledger_client.addresses import AddressError, from_address, to_address
 from ledger_client.amounts import CONTRIBUTOR_PREFIX, PAYOUTS, SUSPENSE, Amounts, Line, nano
 from ledger_client.checkpoint import Checkpoint, CheckpointError, KeyFileError, Note, NoteSignature, Signer, Verifier
 from ledger_client.draft import Appended, Draft, EntryConflict, LogError, NotInLog
@@ -32,6 +33,15 @@ from ledger_client.periods import (
     statements_root,
 )
 from ledger_client.receipt import Receipt, ReceiptError, Step, Verified, verify_receipt
+from ledger_client.settlement import (
+    Claim,
+    Payouts,
+    PayoutTree,
+    SettlementError,
+    payable_nano,
+    token_units,
+    units_nano,
+)
 from ledger_client.stored import StoredLog, fsck_derived
 from ledger_client.tables import metadata
 from ledger_client.tiles import TILE_WIDTH, Tile, TileError, hashes_from_tiles, pack_bundle, unpack_bundle
@@ -45,10 +55,12 @@ __all__ = [
     "PAYOUTS",
     "SUSPENSE",
     "TILE_WIDTH",
+    "AddressError",
     "Amounts",
     "Appended",
     "Checkpoint",
     "CheckpointError",
+    "Claim",
     "Draft",
     "Entry",
     "EntryConflict",
@@ -67,11 +79,14 @@ __all__ = [
     "NotInLog",
     "Note",
     "NoteSignature",
+    "PayoutTree",
+    "Payouts",
     "PeriodError",
     "Progress",
     "ProofError",
     "Receipt",
     "ReceiptError",
+    "SettlementError",
     "Signer",
     "StatementSummary",
     "Step",
@@ -85,6 +100,7 @@ __all__ = [
     "column_of",
     "consistency_path",
     "entry_id",
+    "from_address",
     "fsck",
     "fsck_derived",
     "hashes_from_tiles",
@@ -95,9 +111,13 @@ __all__ = [
     "next_period",
     "node_hash",
     "pack_bundle",
+    "payable_nano",
     "period_of",
     "root_from_inclusion_path",
     "statements_root",
+    "to_address",
+    "token_units",
+    "units_nano",
     "unpack_bundle",
     "verify_consistency",
     "verify_inclusion",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Row, bindparam, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from ledger_client.checkpoint import Checkpoint, Signer
@@ -19,6 +19,7 @@ _HEAD_ID = 1
 # The statements of an append, built once: SQLAlchemy takes longer to build one than SQLite to run it.
 _LOCK_HEAD = select(log_head.c.size, log_head.c.frontier).where(log_head.c.id == _HEAD_ID).with_for_update()
 _FIND = select(log_entry.c.log_index, log_entry.c.entry).where(log_entry.c.entry_id == bindparam("entry_id"))
+_LAST = select(func.max(log_entry.c.log_index))
 _READ = select(log_entry.c.entry).where(log_entry.c.log_index == bindparam("log_index"))
 _ADD_ENTRY = insert(log_entry)
 _ADD_HASH = insert(log_hash)
@@ -56,11 +57,14 @@ class Draft:
 
     Making one takes the log's head, the fence: until the database transaction ends, nobody else appends. Take it before
     anything else in the transaction, so that writers cannot deadlock. On SQLite, which has no row locks, the database
-    transaction has to have begun IMMEDIATE.
+    transaction has to have begun IMMEDIATE. Raises LogError when entries are missing at the log's end.
     """
 
     def __init__(self, connection: Connection, signer: Signer) -> None:
         head = _lock_head(connection)
+        last = connection.scalar(_LAST)
+        if head.size != (0 if last is None else last + 1):
+            raise LogError(f"the log was sealed with {head.size} entries, but its last entry is {last}")
         self._connection = connection
         self._signer = signer
         self._frontier = Frontier.decode(head.size, head.frontier)

@@ -24,7 +24,7 @@ from ledger_client.entries import ENTRY_TYPES, Entry, EntryError
 from ledger_client.laws import Fault, Finding, Identities, Law, Logged, Money, Sequences
 from ledger_client.merkle import GrowingTree, leaf_hash
 from ledger_client.references import Corrections, Ratings, References
-from ledger_client.settling import PayoutRoot, Periods
+from ledger_client.settling import Periods
 
 _PROGRESS_ENTRIES = 1000
 _NOTES = 256  # that a helping process verifies at a time; fewer are verified here, sooner than one could start
@@ -54,7 +54,6 @@ def fsck(
     *,
     open_intents: Collection[tuple[str, int]] = (),
     read: Callable[[int], bytes] | None = None,
-    payout_root: PayoutRoot | None = None,
     laws: Iterable[Law] = (),
     processes: int = 0,
     total: int | None = None,
@@ -65,7 +64,7 @@ def fsck(
     entries: (log index, bytes), in order. checkpoints: all the notes ever signed, by size. balances: account → nano-USD
     as the books have it, accounts at 0 optional; None when only the log is at hand. open_intents: (gateway, sequence
     number) of admissions that have no entry yet. read: returns an entry by log index, and raises LookupError; needed
-    where entries correct or rate others. payout_root: see `Periods`. laws: more of them, which are shown the same
+    where entries correct or rate others. laws: more of them, which are shown the same
     entries; each entry is seen by all laws before the next is asked for. processes: how many may help with signatures,
     the costliest part; they are started only for a log of many checkpoints. progress: called every 1000 entries and at
     the end, when total is repeated to it. Reads both streams once, and writes temporary files for a large log.
@@ -89,7 +88,7 @@ def fsck(
             References(),
             Corrections(read),
             Ratings(read),
-            Periods(payout_root),
+            Periods(),
             *laws,
         ]
         shown = _by_type(every)

@@ -38,6 +38,14 @@ class Log:
             return self._signer.sign(Checkpoint(origin=self._signer.name, size=0, root=EMPTY_ROOT))
         return str(latest.note)
 
+    def checkpoint_over(self, connection: Connection, log_index: int) -> str:
+        """Return the first checkpoint that covers an entry. Raises NotInLog while there is none."""
+        covering = select(log_checkpoint.c.note).where(log_checkpoint.c.size > log_index)
+        note: str | None = connection.scalar(covering.order_by(log_checkpoint.c.size).limit(1))
+        if note is None:
+            raise NotInLog(f"no checkpoint covers entry {log_index}")
+        return note
+
     def checkpoints(self, connection: Connection) -> Iterator[str]:
         """Yield every checkpoint ever signed, by size."""
         size = 0

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from typing import ClassVar, TypeAlias
+from collections.abc import Iterator, Mapping
+from typing import ClassVar
 
 from ledger_client.amounts import CONTRIBUTOR_PREFIX, nano
 from ledger_client.entries import JSON, Entry, EntryError
@@ -18,11 +18,7 @@ from ledger_client.periods import (
     period_of,
     statements_root,
 )
-
-PayoutRoot: TypeAlias = Callable[[Mapping[str, int]], bytes]
-"""Cumulative token units (≥ 1) by address → the root that they are claimed from."""
-
-_NANO_DECIMALS = 9
+from ledger_client.settlement import PayoutTree, payable_nano, token_units
 
 
 class _Sums:
@@ -41,14 +37,14 @@ class _Sums:
 class Periods:
     """I8: months close in turn, after they ended. I3: statements, payouts and roots of a closed month follow from it.
 
-    payout_root: None where nothing is at hand that hashes as the chain does; roots are then not rebuilt, and that is
-    a finding. Memory grows by the contributors, and by the addresses that they were ever paid at.
+    The first month to close is that of the first entry. Memory grows by the contributors and the addresses that they
+    were ever paid at.
     """
 
     types: ClassVar[frozenset[str] | None] = None
 
-    def __init__(self, payout_root: PayoutRoot | None) -> None:
-        self._payout_root = payout_root
+    def __init__(self) -> None:
+        self._first: str | None = None  # month of the first entry
         self._last_closed: str | None = None
         self._epoch = 0
         self._closing: dict[str, int] = {}  # contributor → balance at the end of the last closed month, unless 0
@@ -63,6 +59,8 @@ class Periods:
         entry, amounts = logged.entry, logged.amounts
         if entry is None:
             return
+        if self._first is None:
+            self._first = entry.time[:7]
         if amounts is not None and amounts.postings:
             self._post(entry, amounts.postings)
         if entry.type == "payout.recorded" and amounts is not None and amounts.payout is not None:
@@ -95,7 +93,7 @@ class Periods:
         contributor, method, address = str(data.get("contributor")), data.get("method"), data.get("address")
         period = str(data.get("period"))
         try:
-            check_closing(period, entry.time, self._last_closed)
+            self._check_turn(period, entry.time)
         except PeriodError as error:
             yield "I8", f"a payout for a month that cannot be settled: {error}"
             return
@@ -117,6 +115,12 @@ class Periods:
         elif method != "csv" or address is not None:
             yield "I8", f"a payout is made by chain to an address or by csv to none, not by {method!r:.40}"
 
+    def _check_turn(self, period: str, time: str) -> None:
+        """Raise PeriodError unless the period may be closed at this time."""
+        check_closing(period, time, self._last_closed)
+        if self._last_closed is None and period != self._first:
+            raise PeriodError(f"{period} is closed out of turn: the log begins in {self._first}")
+
     def _owed(self, contributor: str, period: str) -> int:
         """Return what a contributor's account holds at the end of a month, less what was paid out of it since."""
         owed = self._closing.get(contributor, 0)
@@ -128,7 +132,7 @@ class Periods:
 
     def _closing_faults(self, entry: Entry) -> Iterator[Fault]:
         data, period = entry.data, check_period(str(entry.data.get("period")))
-        check_closing(period, entry.time, self._last_closed)
+        self._check_turn(period, entry.time)
         for month in sorted(month for month in self._open if month < period):
             yield "I8", f"{period} is closed before {month}, in which contributors have lines"
         summaries = self._statements(period)
@@ -179,31 +183,23 @@ class Periods:
         for contributor, (log_index, amount_nano) in self._payouts.items():
             if amount_nano < minimum_nano:
                 yield "I3", f"{contributor} was paid less than the minimum of {minimum_nano} nano, by entry {log_index}"
-            if amount_nano % 10 ** max(_NANO_DECIMALS - decimals, 0):
+            if amount_nano != payable_nano(max(amount_nano, 0), decimals):
                 yield "I3", f"{contributor} was paid {amount_nano} nano by entry {log_index}, no whole number of units"
-        cumulative = {
-            address: amount_nano * 10**decimals // 10**_NANO_DECIMALS
-            for address, amount_nano in self._settled_nano.items()
+        units = {
+            address: token_units(max(amount_nano, 0), decimals) for address, amount_nano in self._settled_nano.items()
         }
+        try:
+            root = PayoutTree(amounts=units).root.hex() if units else None
+        except ValueError as error:
+            yield "I3", f"no payout root follows from the payouts before it: {error}"
+            return
         stated: dict[str, JSON] = {
             "payouts": len(self._payouts),
             "paid_nano": str(sum(amount_nano for _, amount_nano in self._payouts.values())),
-            "cumulative_total": str(sum(cumulative.values())),
+            "cumulative_total": str(sum(units.values())),
+            "payout_root": root,
         }
-        if not cumulative:
-            stated["payout_root"] = None
-        elif self._payout_root is None:
-            yield "I3", "the payout root cannot be rebuilt here: install the chain extra"
-        else:
-            stated["payout_root"] = self._root(cumulative)
         yield from _differences(data, stated, "I3")
-
-    def _root(self, cumulative: Mapping[str, int]) -> JSON:
-        assert self._payout_root is not None  # noqa: S101 - asked before
-        try:
-            return self._payout_root(cumulative).hex()
-        except ValueError as error:
-            raise EntryError(f"no payout root follows from the payouts: {error}") from error
 
 
 def _differences(data: Mapping[str, JSON], stated: Mapping[str, JSON], invariant: str) -> Iterator[Fault]:

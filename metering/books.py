@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import TypeAlias
 
 from ledger_client import JSON, SUSPENSE, Appended, Entry, EntryConflict, entry_id
 from metering._checks import GATEWAY, NAME, REASON, REQUEST_ID, check_text, check_whole
@@ -18,12 +19,14 @@ from metering.policy import SplitPolicy
 from metering.postings import FUNDING, Posting, balanced, check_caller_account
 from metering.pricing import Price
 from metering.records import AttributionRecord, UsageRecord
-from metering.splits import SplitLine
 from metering.store import Balance, Intent, Line, RequestState
 from metering.transaction import Transaction
 
 # Of every entry, whichever gateway writes it: an attribution that another worker repeats must find the first.
 SOURCE = "metering"
+
+Purpose: TypeAlias = tuple[str, str | None, str | None]
+"""The role of a posting, and the kind and item of the player that earned it, if one did."""
 
 
 class Books:
@@ -65,7 +68,7 @@ class Books:
         data: dict[str, JSON] = {"account": account, "amount_nano": str(amount_nano), "reason": reason}
         appended = self.log(transaction, "credit.granted", key, account, data, postings)
         if appended.created:
-            transaction.post(lines_of(transaction, appended, postings, "credit"))
+            transaction.post(lines_of(transaction, appended, postings, in_role("credit", postings)))
         return appended.log_index
 
     def admit(
@@ -156,8 +159,8 @@ class Books:
                 ),
                 tokens=record.usage.prompt_tokens + record.usage.completion_tokens,
             )
-            lines = lines_of(transaction, appended, postings, "charge", record.served_model, request_id)
-            transaction.post(lines)
+            purposes = in_role("charge", postings)
+            transaction.post(lines_of(transaction, appended, postings, purposes, record.served_model, request_id))
         return appended.log_index
 
     def void(self, transaction: Transaction, intent: Intent, reason: str) -> int:
@@ -191,8 +194,8 @@ class Books:
         appended = self.log(transaction, "answer.attributed", request_id, request_id, data, postings, new=new)
         if appended.created:
             transaction.set_request(replace(state, attribution_index=appended.log_index))
-            lines = lines_of(transaction, appended, postings, "split", state.served_model, request_id)
-            transaction.post([*lines[:1], *map(_earned, lines[1:], record.split)])
+            purposes = [*in_role("split", postings[:1]), *((part.role, part.kind, part.item) for part in record.split)]
+            transaction.post(lines_of(transaction, appended, postings, purposes, state.served_model, request_id))
         return appended.log_index
 
     def log(
@@ -296,27 +299,31 @@ def lines_of(
     transaction: Transaction,
     appended: Appended,
     postings: Sequence[Posting],
-    role: str,
+    purposes: Sequence[Purpose],
     served_model: str | None = None,
     request_id: str | None = None,
 ) -> list[Line]:
-    """Return an entry's postings as they are stored, all in one role."""
-    period = transaction.period_of(appended.entry.time)
+    """Return an entry's postings as they are stored, each with what it is for."""
+    time = appended.entry.time
+    period = transaction.period_of(time)
     return [
         Line(
             log_index=appended.log_index,
             position=position,
-            time=appended.entry.time,
+            time=time,
             period=period,
             account=posting.account,
             amount_nano=posting.amount_nano,
             role=role,
+            kind=kind,
+            item=item,
             served_model=served_model,
             request_id=request_id,
         )
-        for position, posting in enumerate(postings)
+        for position, (posting, (role, kind, item)) in enumerate(zip(postings, purposes, strict=True))
     ]
 
 
-def _earned(line: Line, part: SplitLine) -> Line:
-    return replace(line, role=part.role, kind=part.kind, item=part.item)
+def in_role(role: str, postings: Sequence[Posting]) -> list[Purpose]:
+    """Return the purposes of postings that are all for the same, and through no player."""
+    return [(role, None, None)] * len(postings)

@@ -57,10 +57,8 @@ def supersede(books: Books, transaction: Transaction, record: AttributionRecord,
     key = f"{request_id}:{state.attribution_index}"
     appended = books.log(transaction, "answer.superseded", key, request_id, data, postings, new=True)
     transaction.set_request(replace(state, attribution_index=appended.log_index))
-    lines = lines_of(transaction, appended, postings, "correction", state.served_model, request_id)
-    transaction.post(
-        [replace(line, kind=kind, item=item) for line, (_, kind, item) in zip(lines, changes, strict=True)]
-    )
+    purposes = [("correction", kind, item) for _, kind, item in changes]
+    transaction.post(lines_of(transaction, appended, postings, purposes, state.served_model, request_id))
     return appended.log_index
 
 

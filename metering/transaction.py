@@ -7,11 +7,12 @@ Python integers: no arithmetic on an account is left to a database, which could 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
-from sqlalchemy import Connection, Executable, Table, bindparam, func, insert, select
+from sqlalchemy import Column, ColumnElement, Connection, Executable, String, Table, bindparam, func, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ledger_client import Draft, Log, period_of
@@ -36,9 +37,6 @@ _Row: TypeAlias = dict[str, Any]
 _ABSENT: Any = object()
 _COLUMNS = {"correction": (0, 1, 0), "payout": (0, 0, 1)}  # role → earned, corrected, paid; any other role is earned
 
-_FIND_ACCOUNTS = select(account_table).where(account_table.c.account.in_(bindparam("keys", expanding=True)))
-_FIND_REQUESTS = select(intent_table).where(intent_table.c.request_id.in_(bindparam("keys", expanding=True)))
-_FIND_BUDGETS = select(budget_table).where(budget_table.c.subject.in_(bindparam("keys", expanding=True)))
 _FIND_DRAW = select(draw_table).where(
     draw_table.c.subject == bindparam("subject"), draw_table.c.time_window == bindparam("time_window")
 )
@@ -79,7 +77,7 @@ class Transaction:
     def __init__(self, connection: Connection, log: Log) -> None:
         self.log: Draft = log.draft(connection)
         self._connection = connection
-        self._statements = _Upserts.of(connection)
+        self._statements = _STATEMENTS[connection.dialect.name]
         self._accounts: dict[str, Balance] = {}
         self._requests: dict[str, RequestState | None] = {}
         self._budgets: dict[str, Budget | None] = {}
@@ -308,22 +306,25 @@ class Transaction:
                 self._set(self._earnings, earning, self._earnings.get(earning, 0) + amount)
 
     def _read_accounts(self, accounts: set[str]) -> None:
-        found = self._read(_FIND_ACCOUNTS, accounts - self._accounts.keys())
+        found = self._read("account", accounts - self._accounts.keys())
         self._accounts |= {row.account: balance_of(row) for row in found}
         self._accounts |= dict.fromkeys(accounts - self._accounts.keys(), Balance())
 
     def _read_requests(self, request_ids: set[str]) -> None:
-        found = self._read(_FIND_REQUESTS, request_ids - self._requests.keys())
+        found = self._read("request", request_ids - self._requests.keys())
         self._requests |= {row.request_id: request_state_of(row) for row in found}
         self._requests |= dict.fromkeys(request_ids - self._requests.keys())
 
     def _read_budgets(self, subjects: set[str]) -> None:
-        found = (Budget(**row._mapping) for row in self._read(_FIND_BUDGETS, subjects - self._budgets.keys()))
+        found = (Budget(**row._mapping) for row in self._read("budget", subjects - self._budgets.keys()))
         self._budgets |= {budget.subject: None if budget.unlimited else budget for budget in found}
         self._budgets |= dict.fromkeys(subjects - self._budgets.keys())
 
-    def _read(self, query: Executable, keys: set[str]) -> Sequence[Any]:
-        return self._connection.execute(query, {"keys": sorted(keys)}).all() if keys else ()
+    def _read(self, table: str, keys: set[str]) -> Sequence[Any]:
+        if not keys:
+            return ()
+        statements = self._statements
+        return self._connection.execute(statements.find[table], {"keys": statements.keys(sorted(keys))}).all()
 
 
 def _intent_row(state: RequestState | None) -> _Row:
@@ -333,22 +334,35 @@ def _intent_row(state: RequestState | None) -> _Row:
     return {**vars(intent), "budgeted": " ".join(intent.budgeted), **ending}
 
 
-@dataclass(frozen=True)
-class _Upserts:
-    """The statements that write rows which may be there already, in the dialect of one database."""
+_KEYED = {
+    "account": account_table.c.account,
+    "request": intent_table.c.request_id,
+    "budget": budget_table.c.subject,
+}
 
+
+@dataclass(frozen=True)
+class _Statements:
+    """What databases spell differently: rows among many keys, and rows that may be there already.
+
+    keys: from the keys looked for to the one parameter that holds them; a parameter for each would cost more than the
+    query.
+    """
+
+    find: Mapping[str, Executable]
+    keys: Callable[[list[str]], object]
     replace: Mapping[str, Executable]
     add_period: Executable
     add_earning: Executable
 
-    @staticmethod
-    def of(connection: Connection) -> _Upserts:
-        return _UPSERTS[connection.dialect.name]
-
     @classmethod
-    def built(cls, make: Any) -> _Upserts:
+    def built(
+        cls, make: Any, among: Callable[[Column[Any]], ColumnElement[bool]], keys: Callable[[list[str]], object]
+    ) -> _Statements:
         tables = {"account": account_table, "request": intent_table, "budget": budget_table, "draw": draw_table}
         return cls(
+            find={name: select(column.table).where(among(column)) for name, column in _KEYED.items()},
+            keys=keys,
             replace={name: _upsert(make, table, adds=False) for name, table in tables.items()},
             add_period=_upsert(make, account_period_table, adds=True),
             add_earning=_upsert(make, earning_table, adds=True),
@@ -367,4 +381,15 @@ def _upsert(make: Any, table: Table, *, adds: bool) -> Executable:
     return upsert
 
 
-_UPSERTS = {"sqlite": _Upserts.built(sqlite.insert), "postgresql": _Upserts.built(postgresql.insert)}
+_STATEMENTS = {
+    "sqlite": _Statements.built(
+        sqlite.insert,
+        lambda column: column.in_(select(func.json_each(bindparam("keys")).table_valued("value").c.value)),
+        json.dumps,
+    ),
+    "postgresql": _Statements.built(
+        postgresql.insert,
+        lambda column: column == func.any(bindparam("keys", type_=postgresql.ARRAY(String))),
+        list,
+    ),
+}

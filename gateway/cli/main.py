@@ -11,7 +11,7 @@ from rich.text import Text
 
 from gateway.answers import UnknownRequestError
 from gateway.auth import UnknownKeyError
-from gateway.cli import asking, material, people, proofs, reading, server
+from gateway.cli import asking, material, people, proofs, reading, server, settling
 from gateway.cli.context import err
 from gateway.cli.demo import DemoError, demo
 from gateway.database import DatabaseError
@@ -19,11 +19,21 @@ from gateway.engines import EngineError
 from gateway.engines.weights import WeightsError
 from gateway.registry import RegistryError
 from gateway.settings import SettingsError
-from ledger_client import CheckpointError, EntryConflict, KeyFileError, LogError
+from ledger_client import (
+    AddressError,
+    CheckpointError,
+    EntryConflict,
+    KeyFileError,
+    LogError,
+    PeriodError,
+    ProofError,
+    SettlementError,
+)
 from metering import CommitError, MeteringError
 from retrieval import DocumentError, EmbedderError, EmbedderMismatchError
 
 EXPECTED = (
+    AddressError,
     CheckpointError,
     CommitError,
     DatabaseError,
@@ -37,9 +47,12 @@ EXPECTED = (
     LogError,
     MeteringError,
     OSError,
+    PeriodError,
+    ProofError,
     RegistryError,
     asking.RefusedError,
     SettingsError,
+    SettlementError,
     UnknownKeyError,
     UnknownRequestError,
     WeightsError,
@@ -62,6 +75,8 @@ app.command()(material.ingest)
 app.command()(asking.ask)
 app.command()(reading.earnings)
 app.command()(reading.statement)
+app.command()(settling.settle)
+app.command()(settling.anchor)
 app.command()(proofs.receipt)
 app.command()(proofs.verify)
 app.command("log-key")(proofs.log_key)
@@ -70,6 +85,7 @@ app.add_typer(people.contributors, name="contributor")
 app.add_typer(people.keys, name="key")
 app.add_typer(material.documents, name="document")
 app.add_typer(material.adapters, name="adapter")
+app.add_typer(settling.payouts, name="payouts")
 app.add_typer(reading.attributions, name="attribution")
 
 

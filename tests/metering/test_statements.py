@@ -9,6 +9,7 @@ from itertools import count
 import pytest
 from sqlalchemy import Engine, insert
 
+from ledger_client import StatementSummary
 from metering import (
     Books,
     DocumentTerms,
@@ -20,9 +21,9 @@ from metering import (
     entries,
     statement,
 )
-from metering.store import posting_table
+from metering.tables import posting_table
 
-from .kit import CALLER, Clock, attribution_record, request_id, usage_record
+from .kit import CALLER, Clock, attribution_record, request_id, transaction, usage_record
 
 LAST_OF_2024 = datetime(2024, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
 FIRST_OF_2025 = datetime(2025, 1, 1, tzinfo=UTC)
@@ -33,8 +34,8 @@ LATER_IN_2025 = datetime(2025, 11, 30, 12, tzinfo=UTC)
 def history(engine: Engine, books: Books, clock: Clock) -> Engine:
     """Three answers: one at each side of the end of a month and a year, and one later."""
     numbers = count()
-    with engine.begin() as connection:
-        books.grant_credit(connection, CALLER, 1_000_000, "welcome", "grant-1")
+    with transaction(engine) as tx:
+        books.grant_credit(tx, CALLER, 1_000_000, "welcome", "grant-1")
     for now, served_model, document in (
         (LAST_OF_2024, "chat", "doc_1"),
         (FIRST_OF_2025, "plain", "doc_1"),
@@ -43,11 +44,11 @@ def history(engine: Engine, books: Books, clock: Clock) -> Engine:
         clock.now = now
         request = request_id(next(numbers))
         player = PlayerShare(id=document, share_ppm=1_000_000, terms=DocumentTerms(owner="ann"))
-        with engine.begin() as connection:
-            intent = books.admit(connection, CALLER, 100_000, request)
+        with transaction(engine) as tx:
+            intent = books.admit(tx, CALLER, 100_000, request)
             record = usage_record(10 * (next(numbers) + 1), 0, served_model=served_model)
-            books.record_usage(connection, intent, record)
-            books.record_attribution(connection, attribution_record(request, record.charge_nano, [player]))
+            books.record_usage(tx, intent, record)
+            books.record_attribution(tx, attribution_record(request, record.charge_nano, [player]))
     return engine
 
 
@@ -79,7 +80,8 @@ def test_a_statement_opens_where_the_one_before_closed(history: Engine) -> None:
         december, january, november, later = (
             statement(connection, "ann", period) for period in ("2024-12", "2025-01", "2025-11", "2026-07")
         )
-    assert [(s.opening_nano, s.total_nano, s.closing_nano) for s in (december, january, november, later)] == [
+    heads = [said.summary for said in (december, january, november, later)]
+    assert [(head.opening_nano, head.earned_nano, head.closing_nano) for head in heads] == [
         (0, 2_100, 2_100),
         (2_100, 4_200, 6_300),
         (6_300, 6_300, 12_600),
@@ -89,6 +91,11 @@ def test_a_statement_opens_where_the_one_before_closed(history: Engine) -> None:
         "contributor": "ann",
         "period": "2024-12",
         "opening_nano": "0",
+        "earned_nano": "2100",
+        "corrected_nano": "0",
+        "paid_nano": "0",
+        "closing_nano": "2100",
+        "closed_index": None,
         "lines": [
             {
                 "log_index": 2,
@@ -99,10 +106,10 @@ def test_a_statement_opens_where_the_one_before_closed(history: Engine) -> None:
                 "item": "doc_1",
                 "served_model": "chat",
                 "amount_nano": "2100",
+                "rating": None,
             }
         ],
-        "total_nano": "2100",
-        "closing_nano": "2100",
+        "ratings": {"positive": 0, "negative": 0},
     }
 
 
@@ -122,6 +129,7 @@ def test_a_statement_as_csv_runs_to_its_closing_balance(history: Engine) -> None
         "kind": "document",
         "item": "doc_1",
         "served_model": "plain",
+        "rating": "",
         "amount_nano": "4200",
         "balance_nano": "6300",
     }
@@ -130,19 +138,22 @@ def test_a_statement_as_csv_runs_to_its_closing_balance(history: Engine) -> None
 @pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@cmd", '"quoted",comma'])
 def test_a_spreadsheet_takes_no_text_for_a_formula(name: str) -> None:
     line = Line(
-        log_index=1, position=1, time="2025-01-01T00:00:00.000000Z", account="contributor:ann", amount_nano=-5,
-        role="owner", kind="adapter", item=name, served_model=name, request_id=None,
+        log_index=1, position=1, time="2025-01-01T00:00:00.000000Z", period="2025-01", account="contributor:ann",
+        amount_nano=-5, role="owner", kind="adapter", item=name, served_model=name, request_id=None,
     )  # fmt: skip
-    text = Statement(contributor="ann", period="2025-01", opening_nano=0, lines=(line,)).as_csv()
+    summary = StatementSummary(
+        contributor="ann", period="2025-01", opening_nano=0, earned_nano=0, corrected_nano=-5, paid_nano=0, lines=1
+    )
+    text = Statement(summary=summary, closed_index=None, lines=(line,), ratings={}).as_csv()
     cells = list(csv.reader(io.StringIO(text)))[2]
     assert cells[5] == cells[6] == (name if name.startswith('"') else f"'{name}")
-    assert cells[7:] == ["-5", "-5"]
+    assert cells[7:] == ["", "-5", "-5"]
 
 
 def test_pages_continue_inside_an_entry(engine: Engine) -> None:
     lines = [
-        {"log_index": log_index, "position": position, "time": "2025-01-01T00:00:00.000000Z", "amount_nano": 1}
-        | {"account": account, "role": "owner"}
+        {"log_index": log_index, "position": position, "time": "2025-01-01T00:00:00.000000Z", "period": "2025-01"}
+        | {"account": account, "amount_nano": 1, "role": "owner"}
         for log_index in (9, 10)
         for position, account in enumerate(["suspense", "contributor:ann", "contributor:bob", "contributor:ann"])
     ]
