@@ -14,7 +14,7 @@ from fastapi import FastAPI
 import attribution
 from gateway import answers, errors
 from gateway.api import answers as answer_routes
-from gateway.api import contributors, openai, operations, transparency
+from gateway.api import contributors, openai, operations, payouts, transparency
 from gateway.api.requests import body_schemas
 from gateway.catalogue import Catalogue, publish
 from gateway.database import Database
@@ -140,7 +140,7 @@ def create_app(
 
     app = FastAPI(title="Tributary", version="0.1.0", lifespan=lifespan)
     errors.install(app)
-    for routes in (openai, answer_routes, contributors, transparency, operations):
+    for routes in (openai, answer_routes, contributors, payouts, transparency, operations):
         app.include_router(routes.router)
     app.add_middleware(Observed)
     described = app.openapi

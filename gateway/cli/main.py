@@ -17,6 +17,7 @@ from gateway.cli.demo import DemoError, demo
 from gateway.database import DatabaseError
 from gateway.engines import EngineError
 from gateway.engines.weights import WeightsError
+from gateway.payout_addresses import NoChainError
 from gateway.registry import RegistryError
 from gateway.settings import SettingsError
 from ledger_client import (
@@ -47,6 +48,7 @@ EXPECTED = (
     LogError,
     MeteringError,
     OSError,
+    NoChainError,
     PeriodError,
     ProofError,
     RegistryError,

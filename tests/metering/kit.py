@@ -144,8 +144,9 @@ def logged(connection: Connection) -> list[Entry]:
 
 def close_period(books: Books, tx: Transaction, period: str) -> int:
     appended = books.log(tx, "period.closed", period, period, {"period": period})
-    tx.defer(_ADD_PERIOD, {"period": period, "log_index": appended.log_index, "time": appended.entry.time})
-    tx.set_last_closed(period)
+    if appended.created:
+        tx.defer(_ADD_PERIOD, {"period": period, "log_index": appended.log_index, "time": appended.entry.time})
+        tx.set_last_closed(period)
     return appended.log_index
 
 
@@ -154,8 +155,9 @@ def pay_out(books: Books, tx: Transaction, contributor: str, amount_nano: int, p
     postings = transfer(f"contributor:{contributor}", "payouts", amount_nano)
     data = row | {"amount_nano": str(amount_nano)}
     appended = books.log(tx, "payout.recorded", f"{contributor}:{period}", contributor, data, postings)
-    tx.post(lines_of(tx, appended, postings, in_role("payout", postings)))
-    tx.defer(_ADD_PAYOUT, row | {"log_index": appended.log_index, "amount_nano": amount_nano})
+    if appended.created:
+        tx.post(lines_of(tx, appended, postings, in_role("payout", postings)))
+        tx.defer(_ADD_PAYOUT, row | {"log_index": appended.log_index, "amount_nano": amount_nano})
     return appended.log_index
 
 
