@@ -1,17 +1,19 @@
 """The transparency log: entries, Merkle tree, checkpoints, receipts, and the checker that trusts none of them."""
 
 from ledger_client.addresses import AddressError, from_address, to_address
-from ledger_client.amounts import SUSPENSE, Amounts, Line, nano
+from ledger_client.amounts import CONTRIBUTOR_PREFIX, PAYOUTS, SUSPENSE, Amounts, Line, nano
 from ledger_client.checkpoint import Checkpoint, CheckpointError, Note, NoteSignature, Signer, Verifier
 from ledger_client.cosignature import Cosignature, Quorum, QuorumError, WitnessSigner, WitnessVerifier
 from ledger_client.draft import Appended, Draft, EntryConflict, LogError, NotInLog
 from ledger_client.entries import ENTRY_TYPES, JSON, MAX_ENTRY_BYTES, Entry, EntryError, entry_id
-from ledger_client.fsck import Finding, fsck, fsck_derived
+from ledger_client.fsck import Progress, fsck
 from ledger_client.keys import KeyFileError
+from ledger_client.laws import Fault, Finding, Law, Logged
 from ledger_client.log import Log
 from ledger_client.merkle import (
     EMPTY_ROOT,
     Frontier,
+    GrowingTree,
     HashAt,
     ProofError,
     consistency_path,
@@ -42,16 +44,19 @@ from ledger_client.settlement import (
     token_units,
     units_nano,
 )
+from ledger_client.stored import StoredLog, fsck_derived
 from ledger_client.tables import metadata
 from ledger_client.tiles import TILE_WIDTH, Tile, TileError, hashes_from_tiles, pack_bundle, unpack_bundle
 from ledger_client.witness import Refusal, Submission, WitnessRefused
 from ledger_client.witness_state import Remembered, Witness, WitnessState, WitnessStateError
 
 __all__ = [
+    "CONTRIBUTOR_PREFIX",
     "EMPTY_ROOT",
     "ENTRY_TYPES",
     "JSON",
     "MAX_ENTRY_BYTES",
+    "PAYOUTS",
     "SUSPENSE",
     "TILE_WIDTH",
     "AddressError",
@@ -65,19 +70,24 @@ __all__ = [
     "Entry",
     "EntryConflict",
     "EntryError",
+    "Fault",
     "Finding",
     "Frontier",
+    "GrowingTree",
     "HashAt",
     "KeyFileError",
+    "Law",
     "Line",
     "Log",
     "LogError",
+    "Logged",
     "NotInLog",
     "Note",
     "NoteSignature",
     "PayoutTree",
     "Payouts",
     "PeriodError",
+    "Progress",
     "ProofError",
     "Quorum",
     "QuorumError",
@@ -89,6 +99,7 @@ __all__ = [
     "Signer",
     "StatementSummary",
     "Step",
+    "StoredLog",
     "Submission",
     "Tile",
     "TileError",

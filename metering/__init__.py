@@ -8,7 +8,7 @@ from metering.corrections import supersede
 from metering.earnings import Earnings, Grouping, Page, earnings, entries
 from metering.errors import BudgetExceeded, CommitError, InsufficientCredit, IntentError, MeteringError
 from metering.feedback import record_feedback
-from metering.fsck import fsck_books
+from metering.fsck import StoredBooks, fsck_books
 from metering.policy import SplitPolicy
 from metering.postings import (
     FUNDING,
@@ -79,6 +79,7 @@ __all__ = [
     "SplitLine",
     "SplitPolicy",
     "Statement",
+    "StoredBooks",
     "Transaction",
     "Usage",
     "UsageRecord",

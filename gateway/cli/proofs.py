@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -13,8 +14,8 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from gateway import answers
 from gateway.cli.context import DEFAULT_CONFIG, ConfigOption, JsonOption, err, office, out, print_json, say
 from gateway.settings import load
-from ledger_client import Line, QuorumError, Signer, Verifier, WitnessVerifier, fsck, fsck_derived, verify_receipt
-from metering import balances, fsck_books, open_intents
+from ledger_client import Line, QuorumError, Signer, StoredLog, Verifier, WitnessVerifier, fsck, verify_receipt
+from metering import StoredBooks, balances, open_intents
 
 
 def receipt(
@@ -104,17 +105,20 @@ def run_fsck(config: ConfigOption = DEFAULT_CONFIG, *, as_json: JsonOption = Fal
     progress = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
     with office(config) as o, o.database.read() as connection, progress as bar:
         task = bar.add_task("entries checked")
+        size = o.log.size(connection)
+        stored = StoredLog(connection)
         findings = fsck(
-            o.log.entries(connection),
+            stored.entries(),
             o.log.checkpoints(connection),
             dict(balances(connection)),
             o.signer.verifier,
             open_intents={(intent.gateway, intent.gateway_seq) for intent in open_intents(connection)},
-            progress=lambda done: bar.update(task, completed=done),
+            read=partial(o.log.entry, connection),
+            laws=(stored, StoredBooks(connection)),
+            processes=1,
+            total=size,
+            progress=lambda now: bar.update(task, completed=now.done, total=now.total),
         )
-        findings += fsck_derived(connection)
-        findings += fsck_books(connection, o.log)
-        size = o.log.size(connection)
     if as_json:
         print_json({"ok": not findings, "entries": size, "findings": [vars(finding) for finding in findings]})
     else:
