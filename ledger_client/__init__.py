@@ -35,6 +35,7 @@ from ledger_client.periods import (
     statements_root,
 )
 from ledger_client.receipt import Receipt, ReceiptError, Step, Verified, verify_receipt
+from ledger_client.rows import Rows
 from ledger_client.settlement import (
     Claim,
     Payouts,
@@ -95,6 +96,7 @@ __all__ = [
     "ReceiptError",
     "Refusal",
     "Remembered",
+    "Rows",
     "SettlementError",
     "Signer",
     "StatementSummary",
