@@ -27,6 +27,7 @@ from gateway.registry import Registry, RegistryError
 from gateway.settings import Settings
 from gateway.state import Gateway
 from gateway.transactions import Transactions, require_signer
+from gateway.witnessing import Witnessing, lag_entries
 from ledger_client import Log, Signer
 from metering import Books, Committer, Transaction, open_intents
 from retrieval import Embedder, MiniLM, Retriever
@@ -76,7 +77,7 @@ async def _opened(
     settings: Settings, database: Database, engine: MakeEngine, embedder: MakeEmbedder
 ) -> AsyncIterator[Gateway]:
     signer = Signer.load(settings.log.signing_key_file)
-    ledger = Log(signer)
+    ledger = Log(signer, settings.quorum)
     books = Books(settings.server.id, lambda: datetime.now(UTC))
     registry = Registry(ledger)
     committer = Committer(database.write, ledger)
@@ -85,7 +86,7 @@ async def _opened(
         await asyncio.wrap_future(committer.submit(lambda t: _void_what_a_crash_left(t, books, settings.server.id)))
         catalogue = await asyncio.wrap_future(committer.submit(lambda t: publish(t, settings, registry, books)))
         running = await asyncio.to_thread(engine, settings)
-        metrics = Metrics(lambda: _ledger_state(database, ledger, running))
+        metrics = Metrics(lambda: _ledger_state(database, ledger, running, settings))
         await _load_adapters(running, catalogue, metrics)
         embedding = embedder(settings)
         retriever = Retriever(settings.retrieval.index_file, embedding)
@@ -100,7 +101,9 @@ async def _opened(
             metrics=metrics,
             estimator=attribution.ESTIMATORS[settings.attribution.estimator],
         )
+        witnessing = Witnessing.of(settings, database=database, ledger=ledger, metrics=metrics)
         worker = asyncio.create_task(pipeline.work())
+        cosigning = asyncio.create_task(witnessing.run())
         try:
             yield Gateway(
                 settings=settings,
@@ -116,9 +119,10 @@ async def _opened(
                 embeddings=Embeddings(transactions=transactions, books=books, embedder=embedding, metrics=metrics),
             )
         finally:
-            worker.cancel()
-            with suppress(asyncio.CancelledError):
-                await worker
+            for task in (worker, cosigning):
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
             await pipeline.close()
             await running.close()
     finally:
@@ -172,9 +176,10 @@ async def _load_adapters(engine: Engine, catalogue: Catalogue, metrics: Metrics)
         metrics.adapter_loads.inc()
 
 
-def _ledger_state(database: Database, ledger: Log, engine: Engine) -> LedgerState:
+def _ledger_state(database: Database, ledger: Log, engine: Engine, settings: Settings) -> LedgerState:
     with database.read() as connection:
         return LedgerState(
+            witness_lag_entries=lag_entries(connection, ledger, settings.witnesses),
             log_entries=ledger.size(connection),
             open_intents=sum(1 for _ in open_intents(connection)),
             attribution_backlog=answers.backlog(connection),

@@ -6,7 +6,7 @@ No label is a contributor, a request, a key or a document, so the number of seri
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -29,6 +29,7 @@ class LedgerState:
     open_intents: int
     attribution_backlog: int
     adapters_resident: int
+    witness_lag_entries: Mapping[str, int] = field(default_factory=dict)
 
 
 class Metrics:
@@ -85,6 +86,9 @@ class Metrics:
         )
         self.routing = self._counter(
             "tributary_routing_decisions_total", "Requests by served model and why", ("gen_ai_request_model", "reason")
+        )
+        self.witness_failures = self._counter(
+            "tributary_witness_failures_total", "Times that a witness gave no cosignature", ("witness",)
         )
         self.registry.register(_StateCollector(state))
 
@@ -148,6 +152,12 @@ class _StateCollector:
         yield GaugeMetricFamily(
             "tributary_adapters_resident", "Adapters the engine holds", value=state.adapters_resident
         )
+        lag = GaugeMetricFamily(
+            "tributary_witness_lag_entries", "Entries that a witness has not cosigned yet", labels=("witness",)
+        )
+        for witness, entries in state.witness_lag_entries.items():
+            lag.add_metric((witness,), entries)
+        yield lag
 
     def describe(self) -> Iterable[Metric]:
         return []

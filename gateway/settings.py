@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from gateway.grounding import DEFAULT_INSTRUCTION
-from ledger_client import from_address
+from ledger_client import Quorum, WitnessVerifier, from_address
 from metering import Price, SettlementTerms, SplitPolicy
 
 ENVIRONMENT_PREFIX = "TRIBUTARY__"
@@ -71,6 +71,11 @@ def _is_address(value: str) -> str:
     return value
 
 
+def _is_witness_key(value: str) -> str:
+    WitnessVerifier.parse(value)
+    return value
+
+
 UsdAmount = Annotated[str, AfterValidator(_is_usd)]
 EvmAddress = Annotated[str, AfterValidator(_is_address)]
 Name = Annotated[str, _whole(r"[a-z0-9][a-z0-9._-]{0,62}")]
@@ -78,6 +83,8 @@ GatewayId = Annotated[str, _whole(r"[a-z0-9][a-z0-9-]{0,62}")]
 Origin = Annotated[str, _whole(r"[^\s+\x00-\x1f\x7f]{1,255}")]
 DatabaseUrl = Annotated[str, AfterValidator(_is_database)]
 Decimals = Annotated[str, AfterValidator(_is_price)]
+WitnessKey = Annotated[str, AfterValidator(_is_witness_key)]
+HttpUrl = Annotated[str, _whole(r"https?://[^\s/?#@]+(?:/[^\s?#]*)?")]
 
 
 class _Section(BaseModel):
@@ -103,6 +110,23 @@ class LogSection(_Section):
 
     origin: Origin = "tributary.local/log"
     signing_key_file: Path = Path("log.key")
+    quorum: int | None = Field(
+        default=None, ge=1, description="how many witnesses a checkpoint should have; absent, more than half of them"
+    )
+    cosign_interval_s: float = Field(default=5, gt=0, le=3600, description="how often witnesses are asked")
+
+
+class WitnessSection(_Section):
+    """A witness that is asked to cosign the log's checkpoints."""
+
+    name: Name = Field(description="what metrics call it")
+    url: HttpUrl = Field(description="its submission prefix")
+    key: WitnessKey = Field(description="its verifier key")
+
+    @property
+    def verifier(self) -> WitnessVerifier:
+        """The key, read."""
+        return WitnessVerifier.parse(self.key)
 
 
 class EngineSection(_Section):
@@ -243,6 +267,7 @@ class Settings(BaseSettings):
     limits: Limits = Limits()
     settlement: SettlementSection = SettlementSection()
     chain: ChainSection = ChainSection()
+    witnesses: tuple[WitnessSection, ...] = ()
     models: tuple[ModelSection, ...] = ()
     policies: tuple[PolicySection, ...] = (PolicySection(name="default"),)
 
@@ -264,6 +289,7 @@ class Settings(BaseSettings):
         for kind, names in (
             ("models", [model.name for model in self.models]),
             ("policies", [policy.name for policy in self.policies]),
+            ("witnesses", [witness.name for witness in self.witnesses]),
         ):
             repeated = [name for name, count in Counter(names).items() if count > 1]
             if repeated:
@@ -273,6 +299,23 @@ class Settings(BaseSettings):
             if model.policy not in policies:
                 raise ValueError(f"model {model.name!r} names policy {model.policy!r}, which no [[policies]] defines")
         return self
+
+    @model_validator(mode="after")
+    def _witnesses_make_the_quorum(self) -> Self:
+        if self.log.quorum is not None and not self.witnesses:
+            raise ValueError("log.quorum asks for witnesses, and no [[witnesses]] names one")
+        _ = self.quorum
+        return self
+
+    @property
+    def quorum(self) -> Quorum | None:
+        """The witnesses, and how many a checkpoint should have; None where there are none."""
+        witnesses = tuple(witness.verifier for witness in self.witnesses)
+        if not witnesses:
+            return None
+        if self.log.quorum is None:
+            return Quorum.majority(witnesses)
+        return Quorum(witnesses=witnesses, count=self.log.quorum)
 
     @model_validator(mode="after")
     def _bases_are_run(self) -> Self:

@@ -2,10 +2,12 @@
 
 from ledger_client.addresses import AddressError, from_address, to_address
 from ledger_client.amounts import CONTRIBUTOR_PREFIX, PAYOUTS, SUSPENSE, Amounts, Line, nano
-from ledger_client.checkpoint import Checkpoint, CheckpointError, KeyFileError, Note, NoteSignature, Signer, Verifier
+from ledger_client.checkpoint import Checkpoint, CheckpointError, Note, NoteSignature, Signer, Verifier
+from ledger_client.cosignature import Cosignature, Quorum, QuorumError, WitnessSigner, WitnessVerifier
 from ledger_client.draft import Appended, Draft, EntryConflict, LogError, NotInLog
 from ledger_client.entries import ENTRY_TYPES, JSON, MAX_ENTRY_BYTES, Entry, EntryError, entry_id
 from ledger_client.fsck import Progress, fsck
+from ledger_client.keys import KeyFileError
 from ledger_client.laws import Fault, Finding, Law, Logged
 from ledger_client.log import Log
 from ledger_client.merkle import (
@@ -45,6 +47,8 @@ from ledger_client.settlement import (
 from ledger_client.stored import StoredLog, fsck_derived
 from ledger_client.tables import metadata
 from ledger_client.tiles import TILE_WIDTH, Tile, TileError, hashes_from_tiles, pack_bundle, unpack_bundle
+from ledger_client.witness import Refusal, Submission, WitnessRefused
+from ledger_client.witness_state import Remembered, Witness, WitnessState, WitnessStateError
 
 __all__ = [
     "CONTRIBUTOR_PREFIX",
@@ -61,6 +65,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "Claim",
+    "Cosignature",
     "Draft",
     "Entry",
     "EntryConflict",
@@ -84,17 +89,31 @@ __all__ = [
     "PeriodError",
     "Progress",
     "ProofError",
+    "Quorum",
+    "QuorumError",
     "Receipt",
     "ReceiptError",
+    "Refusal",
+    "Remembered",
     "SettlementError",
     "Signer",
     "StatementSummary",
     "Step",
+<<<<<<< HEAD
     "StoredLog",
+=======
+    "Submission",
+>>>>>>> core
     "Tile",
     "TileError",
     "Verified",
     "Verifier",
+    "Witness",
+    "WitnessRefused",
+    "WitnessSigner",
+    "WitnessState",
+    "WitnessStateError",
+    "WitnessVerifier",
     "check_closing",
     "check_period",
     "column_of",

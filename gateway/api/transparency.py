@@ -17,9 +17,9 @@ _FOR_EVER = {"cache-control": "public, max-age=31536000, immutable"}
 
 @router.get("/checkpoint", response_class=PlainTextResponse)
 async def checkpoint(gateway: GatewayState) -> PlainTextResponse:
-    """The newest signed checkpoint."""
+    """The newest checkpoint that a quorum of witnesses has cosigned; the newest of all where there is none."""
     return PlainTextResponse(
-        await gateway.transactions.read(gateway.log.checkpoint), headers={"cache-control": "no-cache"}
+        await gateway.transactions.read(gateway.log.published), headers={"cache-control": "no-cache"}
     )
 
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from gateway.answers import UnknownRequestError
 from gateway.auth import UnknownKeyError
-from gateway.cli import asking, material, people, proofs, reading, server, settling
+from gateway.cli import asking, material, people, proofs, reading, server, settling, witness
 from gateway.cli.context import err
 from gateway.cli.demo import DemoError, demo
 from gateway.database import DatabaseError
@@ -29,6 +29,7 @@ from ledger_client import (
     PeriodError,
     ProofError,
     SettlementError,
+    WitnessStateError,
 )
 from metering import CommitError, MeteringError
 from retrieval import DocumentError, EmbedderError, EmbedderMismatchError
@@ -58,6 +59,7 @@ EXPECTED = (
     UnknownKeyError,
     UnknownRequestError,
     WeightsError,
+    WitnessStateError,
     httpx.TransportError,
     sa.exc.SQLAlchemyError,
 )
@@ -89,6 +91,7 @@ app.add_typer(material.documents, name="document")
 app.add_typer(material.adapters, name="adapter")
 app.add_typer(settling.payouts, name="payouts")
 app.add_typer(reading.attributions, name="attribution")
+app.add_typer(witness.witness, name="witness")
 
 
 def main() -> None:

@@ -15,8 +15,8 @@ from typing import Annotated
 import structlog
 import typer
 import uvicorn
-from fastapi import FastAPI
 from pydantic import ValidationError
+from starlette.applications import Starlette
 
 from gateway.app import create_app
 from gateway.cli.context import DEFAULT_CONFIG, ConfigOption, JsonOption, out, print_json, say
@@ -81,9 +81,9 @@ def serve(
 ) -> None:
     """Run the gateway until it is told to stop; then finish and meter what is being answered."""
     settings = load(config)
-    with _bind(host or settings.server.host, settings.server.port if port is None else port) as listener:
+    with bind(host or settings.server.host, settings.server.port if port is None else port) as listener:
         configure_logging()
-        asyncio.run(_run(create_app(settings), listener))
+        asyncio.run(run(create_app(settings), listener))
 
 
 class _Server(uvicorn.Server):
@@ -97,8 +97,8 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def _run(app: FastAPI, listener: socket.socket) -> None:
-    """Open the gateway, serve until a signal, close it. What keeps it from opening is raised; uvicorn would log it."""
+async def run(app: Starlette, listener: socket.socket) -> None:
+    """Open the app, serve until a signal, close it. What keeps it from opening is raised; uvicorn would log it."""
     config = uvicorn.Config(
         app, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=SHUTDOWN_S
     )
@@ -112,7 +112,7 @@ async def _run(app: FastAPI, listener: socket.socket) -> None:
         await server.serve(sockets=[listener])
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int) -> socket.socket:
     """A socket with its address, which does not listen yet. Raises ListenError."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
