@@ -99,11 +99,8 @@ __all__ = [
     "Signer",
     "StatementSummary",
     "Step",
-<<<<<<< HEAD
     "StoredLog",
-=======
     "Submission",
->>>>>>> core
     "Tile",
     "TileError",
     "Verified",
