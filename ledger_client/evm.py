@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ledger_client.addresses import to_address
-from ledger_client.checkpoint import KeyFileError
 from ledger_client.ethereum import (
     Account,
     ContractConstructor,
@@ -31,6 +30,7 @@ from ledger_client.ethereum import (
     function_signature_to_4byte_selector,
     requests,
 )
+from ledger_client.keys import KeyFileError
 
 _T = TypeVar("_T")
 _KEY = re.compile(r"0x[0-9a-f]{64}")
