@@ -2,6 +2,8 @@
 
 from ledger_client.addresses import AddressError, from_address, to_address
 from ledger_client.amounts import CONTRIBUTOR_PREFIX, PAYOUTS, SUSPENSE, Amounts, Line, nano
+from ledger_client.archive import Exported, export, prove_equal, restore
+from ledger_client.archive_reader import ArchiveReader, fsck_archive
 from ledger_client.checkpoint import Checkpoint, CheckpointError, Note, NoteSignature, Signer, Verifier
 from ledger_client.cosignature import Cosignature, Quorum, QuorumError, WitnessSigner, WitnessVerifier
 from ledger_client.draft import Appended, Draft, EntryConflict, LogError, NotInLog
@@ -46,6 +48,7 @@ from ledger_client.settlement import (
     units_nano,
 )
 from ledger_client.stored import StoredLog, fsck_derived
+from ledger_client.stores import ArchiveError, DirectoryStore, open_source, open_store
 from ledger_client.tables import metadata
 from ledger_client.tiles import TILE_WIDTH, Tile, TileError, hashes_from_tiles, pack_bundle, unpack_bundle
 from ledger_client.witness import Refusal, Submission, WitnessRefused
@@ -63,14 +66,18 @@ __all__ = [
     "AddressError",
     "Amounts",
     "Appended",
+    "ArchiveError",
+    "ArchiveReader",
     "Checkpoint",
     "CheckpointError",
     "Claim",
     "Cosignature",
+    "DirectoryStore",
     "Draft",
     "Entry",
     "EntryConflict",
     "EntryError",
+    "Exported",
     "Fault",
     "Finding",
     "Frontier",
@@ -118,8 +125,10 @@ __all__ = [
     "column_of",
     "consistency_path",
     "entry_id",
+    "export",
     "from_address",
     "fsck",
+    "fsck_archive",
     "fsck_derived",
     "hashes_from_tiles",
     "inclusion_path",
@@ -128,9 +137,13 @@ __all__ = [
     "nano",
     "next_period",
     "node_hash",
+    "open_source",
+    "open_store",
     "pack_bundle",
     "payable_nano",
     "period_of",
+    "prove_equal",
+    "restore",
     "root_from_inclusion_path",
     "statements_root",
     "to_address",
