@@ -39,6 +39,7 @@ from ledger_client.periods import (
 from ledger_client.receipt import Receipt, ReceiptError, Step, Verified, verify_receipt
 from ledger_client.rows import Rows
 from ledger_client.settlement import (
+    ChainError,
     Claim,
     Payouts,
     PayoutTree,
@@ -68,6 +69,7 @@ __all__ = [
     "Appended",
     "ArchiveError",
     "ArchiveReader",
+    "ChainError",
     "Checkpoint",
     "CheckpointError",
     "Claim",

@@ -16,10 +16,10 @@ from importlib.resources import files
 from typing import Any
 
 from ledger_client.addresses import from_address
-from ledger_client.evm import Chain, ChainError, ChainKey, Sent
+from ledger_client.evm import Chain, ChainKey, Sent
 from ledger_client.keys import KeyFileError
 from ledger_client.merkle import HASH_BYTES
-from ledger_client.settlement import Claim
+from ledger_client.settlement import ChainError, Claim
 
 __all__ = ["Anchor", "ChainError", "ChainKey", "Distributor", "Epoch", "KeyFileError", "Sent", "Standing", "artefact"]
 

@@ -22,6 +22,7 @@ from gateway.registry import RegistryError
 from gateway.settings import SettingsError
 from ledger_client import (
     AddressError,
+    ChainError,
     CheckpointError,
     EntryConflict,
     KeyFileError,
@@ -36,6 +37,7 @@ from retrieval import DocumentError, EmbedderError, EmbedderMismatchError
 
 EXPECTED = (
     AddressError,
+    ChainError,
     CheckpointError,
     CommitError,
     DatabaseError,
