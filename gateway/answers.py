@@ -7,6 +7,7 @@ transaction that records the attribution.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -19,6 +20,8 @@ from gateway.tables import answer
 from metering import Transaction
 
 Status = Literal["pending", "attributed", "not_applicable", "failed"]
+
+_REQUEST_ID = re.compile("req_[a-z2-7]{26}")
 
 
 class UnknownRequestError(LookupError):
@@ -112,10 +115,12 @@ def insert(transaction: Transaction, row: AnswerRow) -> None:
 
 def find(connection: sa.Connection, request_id: str, caller: str | None = None) -> AnswerRow:
     """One answer, if it is this caller's; raises UnknownRequestError."""
-    condition = answer.c.request_id == request_id
-    if caller is not None:
-        condition = sa.and_(condition, answer.c.caller == caller)
-    row = connection.execute(sa.select(answer).where(condition)).one_or_none()
+    row = None
+    if _REQUEST_ID.fullmatch(request_id):  # a database may refuse what an address can hold, as PostgreSQL does a NUL
+        condition = answer.c.request_id == request_id
+        if caller is not None:
+            condition = sa.and_(condition, answer.c.caller == caller)
+        row = connection.execute(sa.select(answer).where(condition)).one_or_none()
     if row is None:
         raise UnknownRequestError(f"there is no answer {request_id!r} that this key may see")
     return AnswerRow(**row._mapping)

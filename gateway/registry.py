@@ -114,7 +114,9 @@ class Registry:
 
     def contributor(self, connection: sa.Connection, contributor: str) -> Contributor:
         """One contributor; raises RegistryError when there is none."""
-        row = _one(connection, tables.contributor, tables.contributor.c.id == contributor)
+        row = None
+        if SLUG.fullmatch(contributor):  # a database may refuse what an address can hold, as PostgreSQL does a NUL
+            row = _one(connection, tables.contributor, tables.contributor.c.id == contributor)
         if row is None:
             raise RegistryError(f"there is no contributor {contributor!r}; `tributary contributor add` registers one")
         return Contributor(**row._mapping)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import sqlite3
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine
 
 import ledger_client
 import metering
+from gateway.database import Database
 from ledger_client import Entry, Log, Signer
 from metering import (
     AdapterTerms,
@@ -27,6 +26,8 @@ from metering import (
     UsageRecord,
     split,
 )
+
+from ..databases import engine_of  # noqa: TID252  the tests are no package of their own
 
 CALLER = "caller:alice"
 MODEL = "chat"
@@ -53,23 +54,9 @@ class Clock:
         self.now += timedelta(**by)
 
 
-def open_engine(path: Path) -> Engine:
-    """Open a database as a gateway does: WAL, full synchronisation, BEGIN IMMEDIATE."""
-    engine = create_engine(f"sqlite:///{path}")
-
-    @event.listens_for(engine, "connect")
-    def prepare(connection: sqlite3.Connection, _record: object) -> None:
-        connection.isolation_level = None
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    ledger_client.metadata.create_all(engine)
-    metering.metadata.create_all(engine)
-    return engine
+def open_engine(database: Database) -> Engine:
+    """The engine of a database that has the tables of the books and the log."""
+    return engine_of(database, ledger_client.metadata, metering.metadata)
 
 
 def new_books(gateway_id: str = "gw-1", clock: Clock | None = None, signer: Signer | None = None) -> tuple[Books, Log]:

@@ -169,6 +169,7 @@ def test_a_database_that_ends_the_transaction_by_itself_acknowledges_nothing(
     assert committer.submit(grant(2)).result(10) == 0
 
 
+@pytest.mark.parametrize("new_database", ["sqlite"], indirect=True)
 def test_a_full_disk_loses_nothing_that_was_acknowledged(
     committer: Committer, engine: Engine, log: Log, grant: Grant
 ) -> None:

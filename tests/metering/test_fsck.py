@@ -167,5 +167,5 @@ def test_what_was_touched_is_named(
 
 def test_an_entry_that_cannot_be_read_is_left_to_the_checker_of_the_log(history: Engine, log: Log) -> None:
     with history.begin() as connection:
-        connection.execute(text("UPDATE log_entry SET entry = CAST('{}' AS BLOB) WHERE log_index = 0"))
+        connection.execute(text("UPDATE log_entry SET entry = :entry WHERE log_index = 0"), {"entry": b"{}"})
     assert findings(history, log) == []

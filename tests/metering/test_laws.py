@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import count
-from pathlib import Path
 from typing import TypeVar
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, MultipleResults, RuleBasedStateMachine, invariant, multiple, precondition, rule
+from hypothesis.stateful import (
+    Bundle,
+    MultipleResults,
+    RuleBasedStateMachine,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from sqlalchemy import Connection, select
 
 from attribution import apportion
@@ -36,6 +44,7 @@ from metering import (
 )
 from metering.store import posting_table
 
+from ..databases import NewDatabase, opened  # noqa: TID252  the tests are no package of their own
 from .kit import Clock, attribution_record, logged, new_books, open_engine, request_id, usage_record
 
 T = TypeVar("T")
@@ -73,10 +82,10 @@ class Model:
 class BooksMachine(RuleBasedStateMachine):
     admitted: Bundle[Intent] = Bundle("admitted")
 
-    def __init__(self) -> None:
+    def __init__(self, new_database: NewDatabase) -> None:
         super().__init__()
-        self.folder = tempfile.TemporaryDirectory()
-        self.engine = open_engine(Path(self.folder.name) / "books.db")
+        self.resources = ExitStack()
+        self.engine = open_engine(self.resources.enter_context(opened(new_database)))
         self.signer = Signer.generate("example.com/log")
         self.clock = Clock()
         self.model = Model()
@@ -87,7 +96,7 @@ class BooksMachine(RuleBasedStateMachine):
             self.grant(account, 150_000)
 
     def teardown(self) -> None:
-        with self.engine.begin() as connection:
+        with self.resources, self.engine.begin() as connection:
             self.log.seal(connection)
             findings = fsck(
                 self.log.entries(connection),
@@ -97,9 +106,7 @@ class BooksMachine(RuleBasedStateMachine):
                 open_intents={(intent.gateway, intent.gateway_seq) for intent in open_intents(connection)},
             )
             findings += fsck_books(connection, self.log)
-        assert findings == []
-        self.engine.dispose()
-        self.folder.cleanup()
+            assert findings == []
 
     @rule(gateway=st.sampled_from(["gw-1", "gw-2"]))
     def restart(self, gateway: str) -> None:
@@ -270,5 +277,7 @@ def sum_nano(lines: Iterable[dict[str, str]]) -> int:
     return sum(int(line["amount_nano"]) for line in lines)
 
 
-BooksMachine.TestCase.settings = settings(max_examples=12, stateful_step_count=25, deadline=None)
-TestBooks = BooksMachine.TestCase
+def test_the_laws_hold_in_every_history(new_database: NewDatabase) -> None:
+    run_state_machine_as_test(
+        lambda: BooksMachine(new_database), settings=settings(max_examples=12, stateful_step_count=25)
+    )
