@@ -1,10 +1,22 @@
 """The transparency log: entries, Merkle tree, checkpoints, receipts, and the checker that trusts none of them."""
 
 from ledger_client.amounts import SUSPENSE, Amounts, Line, nano
+from ledger_client.backoff import Backoff
+from ledger_client.batches import (
+    MAX_BATCH_BYTES,
+    MAX_BATCH_ENTRIES,
+    Accepted,
+    AcceptedError,
+    Batch,
+    BatchRefused,
+    Fault,
+)
 from ledger_client.checkpoint import Checkpoint, CheckpointError, KeyFileError, Note, NoteSignature, Signer, Verifier
 from ledger_client.draft import Appended, Draft, EntryConflict, LogError, NotInLog
-from ledger_client.entries import ENTRY_TYPES, JSON, MAX_ENTRY_BYTES, Entry, EntryError, entry_id
+from ledger_client.entries import ENTRY_TYPES, JSON, MAX_ENTRY_BYTES, MAX_FACT_BYTES, Entry, EntryError, entry_id
 from ledger_client.fsck import Finding, fsck, fsck_derived
+from ledger_client.fsck_ledgers import fsck_received, fsck_shipments
+from ledger_client.ledger import Ledger, LedgerUnavailable, LocalLedger, forks, sources
 from ledger_client.log import Log
 from ledger_client.merkle import (
     EMPTY_ROOT,
@@ -30,29 +42,56 @@ from ledger_client.periods import (
     statements_root,
 )
 from ledger_client.receipt import Receipt, ReceiptError, Step, Verified, verify_receipt
+from ledger_client.received import Received
+from ledger_client.remote_ledger import NOT_HELD, RemoteLedger, format_refusal
+from ledger_client.shipping import (
+    ADD_SHIPMENT,
+    LedgerInconsistent,
+    Shipment,
+    entries_of,
+    ledger_receipt,
+    next_batch,
+    shipped,
+    verify_accepted,
+)
 from ledger_client.tables import metadata
 from ledger_client.tiles import TILE_WIDTH, Tile, TileError, hashes_from_tiles, pack_bundle, unpack_bundle
 
 __all__ = [
+    "ADD_SHIPMENT",
     "EMPTY_ROOT",
     "ENTRY_TYPES",
     "JSON",
+    "MAX_BATCH_BYTES",
+    "MAX_BATCH_ENTRIES",
     "MAX_ENTRY_BYTES",
+    "MAX_FACT_BYTES",
+    "NOT_HELD",
     "SUSPENSE",
     "TILE_WIDTH",
+    "Accepted",
+    "AcceptedError",
     "Amounts",
     "Appended",
+    "Backoff",
+    "Batch",
+    "BatchRefused",
     "Checkpoint",
     "CheckpointError",
     "Draft",
     "Entry",
     "EntryConflict",
     "EntryError",
+    "Fault",
     "Finding",
     "Frontier",
     "HashAt",
     "KeyFileError",
+    "Ledger",
+    "LedgerInconsistent",
+    "LedgerUnavailable",
     "Line",
+    "LocalLedger",
     "Log",
     "LogError",
     "NotInLog",
@@ -62,6 +101,9 @@ __all__ = [
     "ProofError",
     "Receipt",
     "ReceiptError",
+    "Received",
+    "RemoteLedger",
+    "Shipment",
     "Signer",
     "StatementSummary",
     "Step",
@@ -73,21 +115,31 @@ __all__ = [
     "check_period",
     "column_of",
     "consistency_path",
+    "entries_of",
     "entry_id",
+    "forks",
+    "format_refusal",
     "fsck",
     "fsck_derived",
+    "fsck_received",
+    "fsck_shipments",
     "hashes_from_tiles",
     "inclusion_path",
     "leaf_hash",
+    "ledger_receipt",
     "metadata",
     "nano",
+    "next_batch",
     "next_period",
     "node_hash",
     "pack_bundle",
     "period_of",
     "root_from_inclusion_path",
+    "shipped",
+    "sources",
     "statements_root",
     "unpack_bundle",
+    "verify_accepted",
     "verify_consistency",
     "verify_inclusion",
     "verify_receipt",
