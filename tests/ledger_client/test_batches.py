@@ -47,10 +47,9 @@ def test_bytes_that_are_not_quite_a_batch_are_refused_or_are_another_one(data: s
         raw[start : start + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=3))
     try:
         read = Batch.decode(bytes(raw))
-    except BatchRefused as refused:
-        assert refused.fault is Fault.MALFORMED
-    else:
-        assert read.encode() == raw
+    except BatchRefused:
+        return
+    assert read.encode() == raw
 
 
 @pytest.mark.parametrize(
