@@ -23,11 +23,13 @@ from gateway.engines import AdapterFiles, Engine
 from gateway.metrics import LedgerState, Metrics
 from gateway.observe import Observed
 from gateway.pipeline import Pipeline
+from gateway.published import Published
 from gateway.registry import Registry, RegistryError
 from gateway.settings import Settings
+from gateway.shipping import shipping
 from gateway.state import Gateway
 from gateway.transactions import Transactions, require_signer
-from ledger_client import Log, Signer
+from ledger_client import Log, Signer, shipped
 from metering import Books, Committer, Transaction, open_intents
 from retrieval import Embedder, MiniLM, Retriever
 
@@ -85,7 +87,7 @@ async def _opened(
         await asyncio.wrap_future(committer.submit(lambda t: _void_what_a_crash_left(t, books, settings.server.id)))
         catalogue = await asyncio.wrap_future(committer.submit(lambda t: publish(t, settings, registry, books)))
         running = await asyncio.to_thread(engine, settings)
-        metrics = Metrics(lambda: _ledger_state(database, ledger, running))
+        metrics = Metrics(lambda: _ledger_state(settings, database, ledger, running))
         await _load_adapters(running, catalogue, metrics)
         embedding = embedder(settings)
         retriever = Retriever(settings.retrieval.index_file, embedding)
@@ -102,19 +104,20 @@ async def _opened(
         )
         worker = asyncio.create_task(pipeline.work())
         try:
-            yield Gateway(
-                settings=settings,
-                transactions=transactions,
-                signer=signer,
-                log=ledger,
-                books=books,
-                registry=registry,
-                catalogue=catalogue,
-                engine=running,
-                metrics=metrics,
-                pipeline=pipeline,
-                embeddings=Embeddings(transactions=transactions, books=books, embedder=embedding, metrics=metrics),
-            )
+            async with shipping(settings.ledgers, ledger, transactions, metrics):
+                yield Gateway(
+                    settings=settings,
+                    transactions=transactions,
+                    signer=signer,
+                    log=ledger,
+                    books=books,
+                    registry=registry,
+                    catalogue=catalogue,
+                    engine=running,
+                    metrics=metrics,
+                    pipeline=pipeline,
+                    embeddings=Embeddings(transactions=transactions, books=books, embedder=embedding, metrics=metrics),
+                )
         finally:
             worker.cancel()
             with suppress(asyncio.CancelledError):
@@ -135,6 +138,9 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with open_gateway(settings, engine=engine, embedder=embedder) as gateway:
             app.state.gateway = gateway
+            app.state.published = Published(
+                log=gateway.log, verifier_key=gateway.signer.verifier_key, reads=gateway.transactions
+            )
             log.info("ready", models=[model.name for model in gateway.catalogue], log_key=gateway.signer.verifier_key)
             yield
 
@@ -172,10 +178,15 @@ async def _load_adapters(engine: Engine, catalogue: Catalogue, metrics: Metrics)
         metrics.adapter_loads.inc()
 
 
-def _ledger_state(database: Database, ledger: Log, engine: Engine) -> LedgerState:
+def _ledger_state(settings: Settings, database: Database, ledger: Log, engine: Engine) -> LedgerState:
     with database.read() as connection:
+        size = ledger.size(connection)
+        backlog = {
+            elsewhere.name: size - shipped(connection, elsewhere.verifier.name) for elsewhere in settings.ledgers
+        }
         return LedgerState(
-            log_entries=ledger.size(connection),
+            log_entries=size,
+            shipping_backlog=backlog,
             open_intents=sum(1 for _ in open_intents(connection)),
             attribution_backlog=answers.backlog(connection),
             adapters_resident=len(engine.resident()),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from gateway.catalogue import ServedModel
@@ -29,6 +29,7 @@ class LedgerState:
     open_intents: int
     attribution_backlog: int
     adapters_resident: int
+    shipping_backlog: Mapping[str, int]  # name of a ledger elsewhere → entries that it does not hold yet
 
 
 class Metrics:
@@ -86,6 +87,21 @@ class Metrics:
         self.routing = self._counter(
             "tributary_routing_decisions_total", "Requests by served model and why", ("gen_ai_request_model", "reason")
         )
+        self.shipping_failures = self._counter(
+            "tributary_ledger_shipping_failures_total",
+            "Batches that a ledger elsewhere did not take, by why",
+            ("ledger", "reason"),
+        )
+        self.shipping_success = self._gauge(
+            "tributary_ledger_shipping_success_age_seconds",
+            "Since a ledger elsewhere last held all that it was offered",
+            ("ledger",),
+        )
+        self.shipping_contradicted = self._gauge(
+            "tributary_ledger_shipping_contradicted",
+            "1 while a ledger elsewhere contradicts this log or itself",
+            ("ledger",),
+        )
         self.registry.register(_StateCollector(state))
 
     def observe_answer(self, answer: Answer) -> None:
@@ -129,6 +145,9 @@ class Metrics:
     def _counter(self, name: str, text: str, labels: tuple[str, ...]) -> Counter:
         return Counter(name, text, labels, registry=self.registry)
 
+    def _gauge(self, name: str, text: str, labels: tuple[str, ...]) -> Gauge:
+        return Gauge(name, text, labels, registry=self.registry)
+
 
 class _StateCollector:
     """Gauges that are read from the database when they are scraped, and so cannot drift from it."""
@@ -148,6 +167,14 @@ class _StateCollector:
         yield GaugeMetricFamily(
             "tributary_adapters_resident", "Adapters the engine holds", value=state.adapters_resident
         )
+        backlog = GaugeMetricFamily(
+            "tributary_ledger_shipping_backlog_entries",
+            "Entries that a ledger elsewhere has not acknowledged",
+            labels=("ledger",),
+        )
+        for ledger, entries in state.shipping_backlog.items():
+            backlog.add_metric((ledger,), entries)
+        yield backlog
 
     def describe(self) -> Iterable[Metric]:
         return []

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from gateway.grounding import DEFAULT_INSTRUCTION
+from ledger_client import Verifier
 from metering import Price, SplitPolicy
 
 ENVIRONMENT_PREFIX = "TRIBUTARY__"
@@ -50,11 +51,16 @@ def _is_price(value: str) -> str:
     return value
 
 
+def _is_verifier_key(value: str) -> str:
+    return Verifier.parse(value).verifier_key
+
+
 Name = Annotated[str, _whole(r"[a-z0-9][a-z0-9._-]{0,62}")]
 GatewayId = Annotated[str, _whole(r"[a-z0-9][a-z0-9-]{0,62}")]
 Origin = Annotated[str, _whole(r"[^\s+\x00-\x1f\x7f]{1,255}")]
 DatabaseUrl = Annotated[str, AfterValidator(_is_database)]
 Decimals = Annotated[str, AfterValidator(_is_price)]
+VerifierKey = Annotated[str, AfterValidator(_is_verifier_key)]
 
 
 class _Section(BaseModel):
@@ -171,6 +177,19 @@ class PolicySection(_Section):
         )
 
 
+class LedgerSection(_Section):
+    """A ledger elsewhere that the log is shipped to."""
+
+    name: Name
+    url: Annotated[str, _whole(r"https?://[!-~]{1,2000}")]
+    key: VerifierKey = Field(description="the ledger's verifier key, which it prints at its start")
+
+    @property
+    def verifier(self) -> Verifier:
+        """The key, read."""
+        return Verifier.parse(self.key)
+
+
 class Settings(BaseSettings):
     """Everything an operator can set."""
 
@@ -187,6 +206,7 @@ class Settings(BaseSettings):
     limits: Limits = Limits()
     models: tuple[ModelSection, ...] = ()
     policies: tuple[PolicySection, ...] = (PolicySection(name="default"),)
+    ledgers: tuple[LedgerSection, ...] = ()
 
     @classmethod
     def settings_customise_sources(
@@ -206,6 +226,7 @@ class Settings(BaseSettings):
         for kind, names in (
             ("models", [model.name for model in self.models]),
             ("policies", [policy.name for policy in self.policies]),
+            ("ledgers", [ledger.name for ledger in self.ledgers]),
         ):
             repeated = [name for name, count in Counter(names).items() if count > 1]
             if repeated:
@@ -214,6 +235,14 @@ class Settings(BaseSettings):
         for model in self.models:
             if model.policy not in policies:
                 raise ValueError(f"model {model.name!r} names policy {model.policy!r}, which no [[policies]] defines")
+        return self
+
+    @model_validator(mode="after")
+    def _logs_differ(self) -> Self:
+        origins = Counter([self.log.origin, *(ledger.verifier.name for ledger in self.ledgers)])
+        for origin, count in origins.items():
+            if count > 1:
+                raise ValueError(f"{origin!r} names two logs; [log] origin and the keys of [[ledgers]] must differ")
         return self
 
     @model_validator(mode="after")

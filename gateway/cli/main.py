@@ -11,7 +11,7 @@ from rich.text import Text
 
 from gateway.answers import UnknownRequestError
 from gateway.auth import UnknownKeyError
-from gateway.cli import asking, material, people, proofs, reading, server
+from gateway.cli import asking, ledgers, material, people, proofs, reading, server
 from gateway.cli.context import err
 from gateway.cli.demo import DemoError, demo
 from gateway.database import DatabaseError
@@ -19,7 +19,7 @@ from gateway.engines import EngineError
 from gateway.engines.weights import WeightsError
 from gateway.registry import RegistryError
 from gateway.settings import SettingsError
-from ledger_client import CheckpointError, EntryConflict, KeyFileError, LogError
+from ledger_client import CheckpointError, EntryConflict, KeyFileError, LogError, NotInLog
 from metering import CommitError, MeteringError
 from retrieval import DocumentError, EmbedderError, EmbedderMismatchError
 
@@ -36,6 +36,7 @@ EXPECTED = (
     KeyFileError,
     LogError,
     MeteringError,
+    NotInLog,
     OSError,
     RegistryError,
     asking.RefusedError,
@@ -71,6 +72,7 @@ app.add_typer(people.keys, name="key")
 app.add_typer(material.documents, name="document")
 app.add_typer(material.adapters, name="adapter")
 app.add_typer(reading.attributions, name="attribution")
+app.add_typer(ledgers.ledgers, name="ledger")
 
 
 def main() -> None:
