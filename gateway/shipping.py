@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import httpx
 import structlog
@@ -71,6 +71,8 @@ class Shipper:
         self._metrics = metrics
         self._backoff = Backoff(first_s=first_retry_s, limit_s=longest_retry_s)
         self._poll_s = poll_s
+        for failure in get_args(Failure):  # so that each series is there before it is needed
+            metrics.shipping_failures.labels(name, failure)
         metrics.shipping_contradicted.labels(name).set(0)
         metrics.shipping_success.labels(name).set_function(self._seconds_since_success)
         self._succeeded_at_s = time.monotonic()
