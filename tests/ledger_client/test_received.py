@@ -80,6 +80,22 @@ def test_a_wrapper_that_is_not_how_an_entry_is_held_is_refused(change: dict[str,
         Received.of(used(1))
 
 
+@pytest.mark.parametrize("change", [{"id": "0" * 64}, {"source": "metering"}, {"subject": "someone"}])
+def test_a_wrapper_under_another_name_is_refused(change: dict[str, str]) -> None:
+    wrapper = Received(origin="example.com/log", log_index=3, entry=registered(1), time=TIME).wrapped()
+    envelope = orjson.loads(wrapper.encode())
+    del envelope["specversion"]
+    with pytest.raises(EntryError, match="not how"):
+        Received.of(Entry(**envelope | change))
+
+
+def test_what_looks_like_the_end_of_a_wrapper_inside_of_the_entry_is_not_it() -> None:
+    inside = fact("document.registered", "d1", {"x": {"log_index": 3, "origin": "a"}, "y": ',"log_index":3,"origin":"'})
+    for origin in ("a", ',"log_index":3,"origin":"'):
+        received = Received(origin=origin, log_index=3, entry=inside, time=TIME)
+        assert Received.of(received.wrapped()) == received
+
+
 @given(st.integers(0, 70), st.integers(1, 70))
 def test_a_frontier_and_what_stands_behind_it_prove_every_leaf_of_theirs(before: int, behind: int) -> None:
     leaves = [leaf_hash(bytes([number])) for number in range(before + behind)]
