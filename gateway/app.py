@@ -14,7 +14,7 @@ from fastapi import FastAPI
 import attribution
 from gateway import answers, errors
 from gateway.api import answers as answer_routes
-from gateway.api import contributors, openai, operations, transparency
+from gateway.api import contributors, openai, operations, payouts, transparency
 from gateway.api.requests import body_schemas
 from gateway.catalogue import Catalogue, publish
 from gateway.database import Database
@@ -29,6 +29,7 @@ from gateway.settings import Settings
 from gateway.shipping import shipping
 from gateway.state import Gateway
 from gateway.transactions import Transactions, require_signer
+from gateway.witnessing import Witnessing, lag_entries
 from ledger_client import Log, Signer, shipped
 from metering import Books, Committer, Transaction, open_intents
 from retrieval import Embedder, MiniLM, Retriever
@@ -78,7 +79,7 @@ async def _opened(
     settings: Settings, database: Database, engine: MakeEngine, embedder: MakeEmbedder
 ) -> AsyncIterator[Gateway]:
     signer = Signer.load(settings.log.signing_key_file)
-    ledger = Log(signer)
+    ledger = Log(signer, settings.quorum)
     books = Books(settings.server.id, lambda: datetime.now(UTC))
     registry = Registry(ledger)
     committer = Committer(database.write, ledger)
@@ -87,7 +88,7 @@ async def _opened(
         await asyncio.wrap_future(committer.submit(lambda t: _void_what_a_crash_left(t, books, settings.server.id)))
         catalogue = await asyncio.wrap_future(committer.submit(lambda t: publish(t, settings, registry, books)))
         running = await asyncio.to_thread(engine, settings)
-        metrics = Metrics(lambda: _ledger_state(settings, database, ledger, running))
+        metrics = Metrics(lambda: _ledger_state(database, ledger, running, settings))
         await _load_adapters(running, catalogue, metrics)
         embedding = embedder(settings)
         retriever = Retriever(settings.retrieval.index_file, embedding)
@@ -102,7 +103,9 @@ async def _opened(
             metrics=metrics,
             estimator=attribution.ESTIMATORS[settings.attribution.estimator],
         )
+        witnessing = Witnessing.of(settings, database=database, ledger=ledger, metrics=metrics)
         worker = asyncio.create_task(pipeline.work())
+        cosigning = asyncio.create_task(witnessing.run())
         try:
             async with shipping(settings.ledgers, ledger, transactions, metrics):
                 yield Gateway(
@@ -119,9 +122,10 @@ async def _opened(
                     embeddings=Embeddings(transactions=transactions, books=books, embedder=embedding, metrics=metrics),
                 )
         finally:
-            worker.cancel()
-            with suppress(asyncio.CancelledError):
-                await worker
+            for task in (worker, cosigning):
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
             await pipeline.close()
             await running.close()
     finally:
@@ -146,7 +150,7 @@ def create_app(
 
     app = FastAPI(title="Tributary", version="0.1.0", lifespan=lifespan)
     errors.install(app)
-    for routes in (openai, answer_routes, contributors, transparency, operations):
+    for routes in (openai, answer_routes, contributors, payouts, transparency, operations):
         app.include_router(routes.router)
     app.add_middleware(Observed)
     described = app.openapi
@@ -178,15 +182,16 @@ async def _load_adapters(engine: Engine, catalogue: Catalogue, metrics: Metrics)
         metrics.adapter_loads.inc()
 
 
-def _ledger_state(settings: Settings, database: Database, ledger: Log, engine: Engine) -> LedgerState:
+def _ledger_state(database: Database, ledger: Log, engine: Engine, settings: Settings) -> LedgerState:
     with database.read() as connection:
         size = ledger.size(connection)
         backlog = {
             elsewhere.name: size - shipped(connection, elsewhere.verifier.name) for elsewhere in settings.ledgers
         }
         return LedgerState(
-            log_entries=size,
+            witness_lag_entries=lag_entries(connection, ledger, settings.witnesses),
             shipping_backlog=backlog,
+            log_entries=size,
             open_intents=sum(1 for _ in open_intents(connection)),
             attribution_backlog=answers.backlog(connection),
             adapters_resident=len(engine.resident()),

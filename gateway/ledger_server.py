@@ -14,17 +14,17 @@ from gateway import errors
 from gateway.api import transparency
 from gateway.observe import Observed
 from gateway.published import Published
-from ledger_client import MAX_BATCH_BYTES, NOT_HELD, Batch, BatchRefused, Fault, Ledger, NotInLog, format_refusal
+from ledger_client import MAX_BATCH_BYTES, NOT_HELD, Batch, BatchFault, BatchRefused, Ledger, NotInLog, format_refusal
 
 log = structlog.get_logger(__name__)
 
 STATUS = {
-    Fault.MALFORMED: 400,
-    Fault.UNTRUSTED: 403,
-    Fault.UNKNOWN_LOG: 404,
-    Fault.AHEAD: 409,
-    Fault.INCONSISTENT: 422,
-    Fault.FORKED: 422,
+    BatchFault.MALFORMED: 400,
+    BatchFault.UNTRUSTED: 403,
+    BatchFault.UNKNOWN_LOG: 404,
+    BatchFault.AHEAD: 409,
+    BatchFault.INCONSISTENT: 422,
+    BatchFault.FORKED: 422,
 }
 TOO_LARGE, TOO_SLOW, BUSY = 413, 408, 503
 

@@ -6,7 +6,7 @@ No label is a contributor, a request, a key or a document, so the number of seri
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -29,7 +29,8 @@ class LedgerState:
     open_intents: int
     attribution_backlog: int
     adapters_resident: int
-    shipping_backlog: Mapping[str, int]  # name of a ledger elsewhere → entries that it does not hold yet
+    shipping_backlog: Mapping[str, int] = field(default_factory=dict)  # name of a ledger → entries it does not hold yet
+    witness_lag_entries: Mapping[str, int] = field(default_factory=dict)
 
 
 class Metrics:
@@ -101,6 +102,9 @@ class Metrics:
             "tributary_ledger_shipping_contradicted",
             "1 while a ledger elsewhere contradicts this log or itself",
             ("ledger",),
+        )
+        self.witness_failures = self._counter(
+            "tributary_witness_failures_total", "Times that a witness gave no cosignature", ("witness",)
         )
         self.registry.register(_StateCollector(state))
 
@@ -175,6 +179,12 @@ class _StateCollector:
         for ledger, entries in state.shipping_backlog.items():
             backlog.add_metric((ledger,), entries)
         yield backlog
+        lag = GaugeMetricFamily(
+            "tributary_witness_lag_entries", "Entries that a witness has not cosigned yet", labels=("witness",)
+        )
+        for witness, entries in state.witness_lag_entries.items():
+            lag.add_metric((witness,), entries)
+        yield lag
 
     def describe(self) -> Iterable[Metric]:
         return []

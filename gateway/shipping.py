@@ -17,8 +17,8 @@ from gateway.transactions import Transactions
 from ledger_client import (
     ADD_SHIPMENT,
     Backoff,
+    BatchFault,
     BatchRefused,
-    Fault,
     Ledger,
     LedgerInconsistent,
     LedgerUnavailable,
@@ -40,7 +40,7 @@ LONGEST_RETRY_S = 60.0
 Failure: TypeAlias = Literal["unavailable", "refused", "inconsistent", "internal"]
 """Why a batch is not shipped, a label of the metric."""
 
-_CONTRADICTIONS = {Fault.AHEAD, Fault.FORKED, Fault.INCONSISTENT}
+_CONTRADICTIONS = {BatchFault.AHEAD, BatchFault.FORKED, BatchFault.INCONSISTENT}
 
 
 class Shipper:

@@ -1,6 +1,7 @@
 """The transparency log: entries, Merkle tree, checkpoints, receipts, and the checker that trusts none of them."""
 
-from ledger_client.amounts import SUSPENSE, Amounts, Line, nano
+from ledger_client.addresses import AddressError, from_address, to_address
+from ledger_client.amounts import CONTRIBUTOR_PREFIX, PAYOUTS, SUSPENSE, Amounts, Line, nano
 from ledger_client.backoff import Backoff
 from ledger_client.batches import (
     MAX_BATCH_BYTES,
@@ -8,19 +9,23 @@ from ledger_client.batches import (
     Accepted,
     AcceptedError,
     Batch,
+    BatchFault,
     BatchRefused,
-    Fault,
 )
-from ledger_client.checkpoint import Checkpoint, CheckpointError, KeyFileError, Note, NoteSignature, Signer, Verifier
+from ledger_client.checkpoint import Checkpoint, CheckpointError, Note, NoteSignature, Signer, Verifier
+from ledger_client.cosignature import Cosignature, Quorum, QuorumError, WitnessSigner, WitnessVerifier
 from ledger_client.draft import Appended, Draft, EntryConflict, LogError, NotInLog
 from ledger_client.entries import ENTRY_TYPES, JSON, MAX_ENTRY_BYTES, MAX_FACT_BYTES, Entry, EntryError, entry_id
-from ledger_client.fsck import Finding, fsck, fsck_derived
-from ledger_client.fsck_ledgers import fsck_received, fsck_shipments
+from ledger_client.fsck import Progress, fsck
+from ledger_client.fsck_ledgers import StoredReceived, fsck_shipments
+from ledger_client.keys import KeyFileError
+from ledger_client.laws import Fault, Finding, Law, Logged
 from ledger_client.ledger import Ledger, LedgerUnavailable, LocalLedger, forks, sources
 from ledger_client.log import Log
 from ledger_client.merkle import (
     EMPTY_ROOT,
     Frontier,
+    GrowingTree,
     HashAt,
     ProofError,
     consistency_path,
@@ -44,6 +49,15 @@ from ledger_client.periods import (
 from ledger_client.receipt import Receipt, ReceiptError, Step, Verified, verify_receipt
 from ledger_client.received import Received
 from ledger_client.remote_ledger import NOT_HELD, RemoteLedger, format_refusal
+from ledger_client.settlement import (
+    Claim,
+    Payouts,
+    PayoutTree,
+    SettlementError,
+    payable_nano,
+    token_units,
+    units_nano,
+)
 from ledger_client.shipping import (
     ADD_SHIPMENT,
     LedgerInconsistent,
@@ -54,11 +68,15 @@ from ledger_client.shipping import (
     shipped,
     verify_accepted,
 )
+from ledger_client.stored import StoredLog, fsck_derived
 from ledger_client.tables import metadata
 from ledger_client.tiles import TILE_WIDTH, Tile, TileError, hashes_from_tiles, pack_bundle, unpack_bundle
+from ledger_client.witness import Refusal, Submission, WitnessRefused
+from ledger_client.witness_state import Remembered, Witness, WitnessState, WitnessStateError
 
 __all__ = [
     "ADD_SHIPMENT",
+    "CONTRIBUTOR_PREFIX",
     "EMPTY_ROOT",
     "ENTRY_TYPES",
     "JSON",
@@ -67,17 +85,22 @@ __all__ = [
     "MAX_ENTRY_BYTES",
     "MAX_FACT_BYTES",
     "NOT_HELD",
+    "PAYOUTS",
     "SUSPENSE",
     "TILE_WIDTH",
     "Accepted",
     "AcceptedError",
+    "AddressError",
     "Amounts",
     "Appended",
     "Backoff",
     "Batch",
+    "BatchFault",
     "BatchRefused",
     "Checkpoint",
     "CheckpointError",
+    "Claim",
+    "Cosignature",
     "Draft",
     "Entry",
     "EntryConflict",
@@ -85,8 +108,10 @@ __all__ = [
     "Fault",
     "Finding",
     "Frontier",
+    "GrowingTree",
     "HashAt",
     "KeyFileError",
+    "Law",
     "Ledger",
     "LedgerInconsistent",
     "LedgerUnavailable",
@@ -94,23 +119,41 @@ __all__ = [
     "LocalLedger",
     "Log",
     "LogError",
+    "Logged",
     "NotInLog",
     "Note",
     "NoteSignature",
+    "PayoutTree",
+    "Payouts",
     "PeriodError",
+    "Progress",
     "ProofError",
+    "Quorum",
+    "QuorumError",
     "Receipt",
     "ReceiptError",
     "Received",
+    "Refusal",
+    "Remembered",
     "RemoteLedger",
+    "SettlementError",
     "Shipment",
     "Signer",
     "StatementSummary",
     "Step",
+    "StoredLog",
+    "StoredReceived",
+    "Submission",
     "Tile",
     "TileError",
     "Verified",
     "Verifier",
+    "Witness",
+    "WitnessRefused",
+    "WitnessSigner",
+    "WitnessState",
+    "WitnessStateError",
+    "WitnessVerifier",
     "check_closing",
     "check_period",
     "column_of",
@@ -119,9 +162,9 @@ __all__ = [
     "entry_id",
     "forks",
     "format_refusal",
+    "from_address",
     "fsck",
     "fsck_derived",
-    "fsck_received",
     "fsck_shipments",
     "hashes_from_tiles",
     "inclusion_path",
@@ -133,11 +176,15 @@ __all__ = [
     "next_period",
     "node_hash",
     "pack_bundle",
+    "payable_nano",
     "period_of",
     "root_from_inclusion_path",
     "shipped",
     "sources",
     "statements_root",
+    "to_address",
+    "token_units",
+    "units_nano",
     "unpack_bundle",
     "verify_accepted",
     "verify_consistency",

@@ -31,7 +31,7 @@ _ACCEPTED = re.compile(
 )
 
 
-class Fault(Enum):
+class BatchFault(Enum):
     """What is wrong with a batch. The HTTP status of each stands in `gateway/ledger_server.py`."""
 
     MALFORMED = "the batch cannot be read, or its parts contradict each other"
@@ -45,7 +45,7 @@ class Fault(Enum):
 class BatchRefused(ValueError):  # noqa: N818 - errors here say what is so
     """A batch of which nothing was written. size: what the ledger has of the log, where the fault is AHEAD."""
 
-    def __init__(self, fault: Fault, detail: str, size: int | None = None) -> None:
+    def __init__(self, fault: BatchFault, detail: str, size: int | None = None) -> None:
         super().__init__(f"{fault.value}: {detail}")
         self.fault = fault
         self.size = size
@@ -67,16 +67,18 @@ class Batch:
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.entries) <= MAX_BATCH_ENTRIES:
-            raise BatchRefused(Fault.MALFORMED, f"it has 1 to {MAX_BATCH_ENTRIES} entries, not {len(self.entries)}")
+            raise BatchRefused(
+                BatchFault.MALFORMED, f"it has from 1 to {MAX_BATCH_ENTRIES} entries, not {len(self.entries)}"
+            )
         if len(self.note.encode(errors="replace")) > _MAX_NOTE_BYTES:
-            raise BatchRefused(Fault.MALFORMED, f"its checkpoint has at most {_MAX_NOTE_BYTES} bytes")
+            raise BatchRefused(BatchFault.MALFORMED, f"its checkpoint has at most {_MAX_NOTE_BYTES} bytes")
         try:
             checkpoint = Checkpoint.parse(Note.parse(self.note).text)
         except CheckpointError as error:
-            raise BatchRefused(Fault.MALFORMED, str(error)) from error
+            raise BatchRefused(BatchFault.MALFORMED, str(error)) from error
         if checkpoint.size != self.end:
             raise BatchRefused(
-                Fault.MALFORMED, f"its entries end at {self.end}, but its checkpoint is of {checkpoint.size}"
+                BatchFault.MALFORMED, f"its entries end at {self.end}, but its checkpoint is of {checkpoint.size}"
             )
         object.__setattr__(self, "checkpoint", checkpoint)
 
@@ -95,19 +97,19 @@ class Batch:
     def decode(cls, raw: bytes) -> Batch:
         """Read what `encode` writes. Raises BatchRefused on any other bytes."""
         if len(raw) > MAX_BATCH_BYTES:
-            raise BatchRefused(Fault.MALFORMED, f"it has at most {MAX_BATCH_BYTES} bytes")
+            raise BatchRefused(BatchFault.MALFORMED, f"it has at most {MAX_BATCH_BYTES} bytes")
         match = _BATCH.match(raw)
         if not match:
-            raise BatchRefused(Fault.MALFORMED, "it begins with its head: seen, start and the length of the note")
+            raise BatchRefused(BatchFault.MALFORMED, "it begins with its head: seen, start and the length of the note")
         try:
             seen, start, note_bytes = (from_decimal(group.decode()) for group in match.groups())
             end = match.end() + note_bytes
             note = raw[match.end() : end].decode("utf-8")
             entries = tuple(unpack_bundle(raw[end:]))
         except ValueError as error:
-            raise BatchRefused(Fault.MALFORMED, str(error)) from error
+            raise BatchRefused(BatchFault.MALFORMED, str(error)) from error
         if end > len(raw):
-            raise BatchRefused(Fault.MALFORMED, "it stops inside of its checkpoint")
+            raise BatchRefused(BatchFault.MALFORMED, "it stops inside of its checkpoint")
         return cls(seen=seen, start=start, note=note, entries=entries)
 
 

@@ -138,9 +138,9 @@ def entry_id(source: str, key: str, attempt: int = 0) -> str:
 
 def _check_attributes(entry: Entry) -> None:
     """Check everything but the numbers and strings inside data, which the encoder checks."""
-    for name in ("id", "source", "type", "time", "subject"):
-        if not isinstance(getattr(entry, name), str):
-            raise EntryError(f"{name} must be a string")
+    for value in (entry.id, entry.source, entry.type, entry.time, entry.subject):
+        if not isinstance(value, str):
+            raise EntryError(f"id, source, type, time and subject must be strings, not {value!r:.40}")
     if not _ID.fullmatch(entry.id):
         raise EntryError("id must be 64 lowercase hex digits")
     if not _SOURCE.fullmatch(entry.source):

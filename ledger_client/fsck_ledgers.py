@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from sqlalchemy import Connection, Row, select
 
 from ledger_client.amounts import Amounts
 from ledger_client.checkpoint import Checkpoint, CheckpointError, Note, Verifier
-from ledger_client.entries import RECEIVED, Entry, EntryError
-from ledger_client.fsck import Finding
+from ledger_client.entries import RECEIVED, EntryError
+from ledger_client.laws import Fault, Finding, Logged
 from ledger_client.ledger import received_batches
 from ledger_client.log import Log
 from ledger_client.merkle import GrowingTree, leaf_hash
@@ -22,42 +22,48 @@ from ledger_client.received import Received
 from ledger_client.shipping import held_root
 from ledger_client.tables import log_received, log_shipment
 
-_HEAD_OF_RECEIVED = RECEIVED.encode()
 
-
-def fsck_received(connection: Connection, log: Log, verifiers: Iterable[Verifier]) -> list[Finding]:
-    """Check what a log holds of others. Returns what is broken.
+class StoredReceived:
+    """A law for `fsck`: what a log holds of others, and the rows beside it.
 
     I5: the entries of each other log are held once each, in order, from 0. I8: after each batch they have the root of
     the checkpoint that came with it, which the log's key signed. I1 and I2: their amounts agree.
 
-    verifiers: the keys of the other logs; the signatures of a log without one are not checked. Reads the log once.
+    verifiers: the keys of the other logs; the signatures of a log without one are not checked.
     """
-    keys: defaultdict[str, list[Verifier]] = defaultdict(list)
-    for verifier in verifiers:
-        keys[verifier.name].append(verifier)
-    origins = connection.scalars(select(log_received.c.origin).distinct()).all()
-    held = {origin: _Held(received_batches(connection, origin), keys[origin]) for origin in origins}
-    findings: list[Finding] = []
 
-    def report(log_index: int | None, faults: Iterator[tuple[str, str]]) -> None:
-        findings.extend(Finding(invariant=name, log_index=log_index, message=message) for name, message in faults)
+    types: ClassVar[frozenset[str] | None] = frozenset({RECEIVED})
 
-    for log_index, raw in log.entries(connection):
-        if _HEAD_OF_RECEIVED not in raw:
-            continue
+    def __init__(self, connection: Connection, verifiers: Iterable[Verifier] = ()) -> None:
+        self._connection = connection
+        self._keys: defaultdict[str, list[Verifier]] = defaultdict(list)
+        for verifier in verifiers:
+            self._keys[verifier.name].append(verifier)
+        self._held: dict[str, _Held] = {}
+
+    def entry(self, logged: Logged, /) -> Iterator[Fault]:
+        """Take the entry apart, and put what is inside behind what is held of its log."""
+        if logged.entry is None:
+            return
         try:
-            entry = Entry.decode(raw)
-            received = Received.of(entry) if entry.type == RECEIVED else None
+            received = Received.of(logged.entry)
         except EntryError as error:
-            report(log_index, iter([("I8", f"this is not how an entry is held: {error}")]))
-            continue
-        if received:
-            kept = held.setdefault(received.origin, _Held(iter(()), keys[received.origin]))
-            report(log_index, kept.entry(log_index, received))
-    for origin, kept in held.items():
-        report(None, kept.end(origin))
-    return findings
+            yield "I8", f"this is not how an entry is held: {error}"
+            return
+        yield from self._held_of(received.origin).entry(logged.log_index, received)
+
+    def end(self) -> Iterator[Finding]:
+        """Name the batches of which entries are missing."""
+        for origin in self._connection.scalars(select(log_received.c.origin).distinct()).all():
+            self._held_of(origin)
+        for origin, held in self._held.items():
+            if fault := held.missing():
+                yield Finding(invariant="I5", log_index=None, message=f"{origin}: {fault}")
+
+    def _held_of(self, origin: str) -> _Held:
+        if origin not in self._held:
+            self._held[origin] = _Held(received_batches(self._connection, origin), self._keys[origin])
+        return self._held[origin]
 
 
 class _Held:
@@ -70,7 +76,7 @@ class _Held:
         self._tree = GrowingTree()
         self._comparable = True
 
-    def entry(self, log_index: int, received: Received) -> Iterator[tuple[str, str]]:
+    def entry(self, log_index: int, received: Received) -> Iterator[Fault]:
         """Yield what is wrong with the next entry that is held."""
         where = f"entry {received.log_index} of {received.origin}"
         if received.log_index != self._tree.size and self._comparable:
@@ -95,12 +101,13 @@ class _Held:
                 yield from self._compare(self._batch, where)
             self._batch = next(self._batches, None)
 
-    def end(self, origin: str) -> Iterator[tuple[str, str]]:
-        """Yield what is wrong with the whole."""
-        if self._batch is not None:
-            yield "I5", f"a batch of {origin} ends at {self._batch.source_end}, but {self._tree.size} entries are held"
+    def missing(self) -> str | None:
+        """Say what should have followed."""
+        if self._batch is None:
+            return None
+        return f"a batch ends at {self._batch.source_end}, but {self._tree.size} entries are held"
 
-    def _compare(self, batch: Row[Any], where: str) -> Iterator[tuple[str, str]]:
+    def _compare(self, batch: Row[Any], where: str) -> Iterator[Fault]:
         if batch.frontier != self._tree.frontier().encode():
             yield "I8", f"the frontier kept after {where} does not follow from the entries held"
         try:

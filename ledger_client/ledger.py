@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from sqlalchemy import Connection, Row, insert, select
 
-from ledger_client.batches import Accepted, Batch, BatchRefused, Fault
+from ledger_client.batches import Accepted, Batch, BatchFault, BatchRefused
 from ledger_client.checkpoint import CheckpointError, Note, Verifier
 from ledger_client.draft import LogError, NotInLog
 from ledger_client.entries import Entry, EntryError
@@ -104,7 +104,7 @@ class LocalLedger:
             with self._write() as connection:
                 return self._hold(connection, batch, wrapped, time)
         except BatchRefused as refused:
-            if refused.fault is Fault.FORKED:
+            if refused.fault is BatchFault.FORKED:
                 self._keep_evidence(batch, time)
             raise
 
@@ -113,14 +113,16 @@ class LocalLedger:
         origin = batch.checkpoint.origin
         tree = _tree(connection, origin)
         if batch.start > tree.size:
-            raise BatchRefused(Fault.AHEAD, f"it begins at {batch.start}, and {tree.size} entries are here", tree.size)
+            raise BatchRefused(BatchFault.AHEAD, f"it begins at {batch.start}, behind {tree.size} here", tree.size)
         if batch.seen > draft.size:
             raise BatchRefused(
-                Fault.AHEAD, f"the sender has seen {batch.seen} entries here, and there are {draft.size}", tree.size
+                BatchFault.AHEAD,
+                f"the sender has seen {batch.seen} entries here, of {draft.size}",
+                tree.size,
             )
         if _root_with(connection, tree, batch) != batch.checkpoint.root:
             # Of entries that came along, anyone may have changed one; of those here the key signed the root before.
-            fault = Fault.FORKED if batch.end <= tree.size else Fault.INCONSISTENT
+            fault = BatchFault.FORKED if batch.end <= tree.size else BatchFault.INCONSISTENT
             raise BatchRefused(fault, f"another root of {batch.end} entries follows")
         if batch.start == tree.size:
             log_start = draft.size
@@ -140,7 +142,8 @@ class LocalLedger:
         end = row.log_start + row.source_end - row.source_start
         if seen > end:
             raise BatchRefused(
-                Fault.MALFORMED, f"the sender has seen {seen} entries here, but not those up to {end} that are its own"
+                BatchFault.MALFORMED,
+                f"the sender has seen {seen} entries here, but its own lie before {end}",
             )
         return Accepted(
             start=row.source_start,
@@ -155,16 +158,16 @@ class LocalLedger:
     def _check_signature(self, batch: Batch) -> None:
         origin = batch.checkpoint.origin
         if origin not in self._sources:
-            raise BatchRefused(Fault.UNKNOWN_LOG, repr(origin))
+            raise BatchRefused(BatchFault.UNKNOWN_LOG, repr(origin))
         note = Note.parse(batch.note)
         named = [verifier for verifier in self._sources[origin] if verifier.signatures_of(note)]
         if not named:
-            raise BatchRefused(Fault.UNTRUSTED, repr(origin))
+            raise BatchRefused(BatchFault.UNTRUSTED, repr(origin))
         try:
             for verifier in named:
                 verifier.verify(note)
         except CheckpointError as error:
-            raise BatchRefused(Fault.UNTRUSTED, str(error)) from error
+            raise BatchRefused(BatchFault.UNTRUSTED, str(error)) from error
 
     def _keep_evidence(self, batch: Batch, time: str) -> None:
         """Keep the first checkpoint by which a log's key contradicted itself."""
@@ -212,7 +215,7 @@ def _wrapped(batch: Batch, time: str) -> list[Entry]:
             for log_index, raw in enumerate(batch.entries, start=batch.start)
         ]
     except EntryError as error:
-        raise BatchRefused(Fault.MALFORMED, str(error)) from error
+        raise BatchRefused(BatchFault.MALFORMED, str(error)) from error
 
 
 def _tree(connection: Connection, origin: str) -> Frontier:

@@ -29,8 +29,8 @@ class PeriodError(ValueError):
 
 def check_period(period: str) -> str:
     """Return the period. Raises PeriodError unless it is a month such as "2026-10"."""
-    if not _PERIOD.fullmatch(period):
-        raise PeriodError(f"a period is a month such as 2026-10, not {period[:40]!r}")
+    if not isinstance(period, str) or not _PERIOD.fullmatch(period):
+        raise PeriodError(f"a period is a month such as 2026-10, not {period!r:.60}")
     return period
 
 

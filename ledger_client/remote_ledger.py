@@ -8,14 +8,14 @@ from urllib.parse import quote
 
 import httpx
 
-from ledger_client.batches import MAX_ACCEPTED_BYTES, Accepted, AcceptedError, Batch, BatchRefused, Fault
+from ledger_client.batches import MAX_ACCEPTED_BYTES, Accepted, AcceptedError, Batch, BatchFault, BatchRefused
 from ledger_client.draft import NotInLog
 from ledger_client.forms import from_decimal
 from ledger_client.ledger import LedgerUnavailable
 
 TIMEOUT_S = 60.0
 MAX_REPLY_BYTES = 1 << 18  # a receipt may be as long as that
-NOT_HELD = "not_held"  # beside the names of `Fault`, what a refusal can begin with
+NOT_HELD = "not_held"  # beside the names of `BatchFault`, what a refusal can begin with
 
 _LONGEST_WAIT_S = 3600
 _REFUSED = re.compile(r"([a-z_]{1,32})(?: (0|[1-9][0-9]{0,18}))?\n([^\n]*)\n")
@@ -87,8 +87,8 @@ class RemoteLedger:
             code, size, message = match.groups()
             if code == NOT_HELD:
                 return NotInLog(message)
-            if code.upper() in Fault.__members__:
-                fault = Fault[code.upper()]
+            if code.upper() in BatchFault.__members__:
+                fault = BatchFault[code.upper()]
                 return BatchRefused(fault, message, None if size is None else int(size))
         told = " ".join(text.split())[:200]
         message = f"{self._url} answered {response.status_code}: {told}"

@@ -74,3 +74,11 @@ log_shipment = Table(
     Column("frontier", LargeBinary, nullable=False),
     Column("note", Text, nullable=False),
 )
+# What witnesses said to a checkpoint after it was stored. witness: name and key id.
+log_cosignature = Table(
+    "log_cosignature",
+    metadata,
+    Column("size", _Count, primary_key=True, autoincrement=False),
+    Column("witness", String(264), primary_key=True),
+    Column("line", Text, nullable=False),
+)

@@ -8,7 +8,7 @@ from metering.corrections import supersede
 from metering.earnings import Earnings, Grouping, Page, earnings, entries
 from metering.errors import BudgetExceeded, CommitError, InsufficientCredit, IntentError, MeteringError
 from metering.feedback import record_feedback
-from metering.fsck import fsck_books
+from metering.fsck import StoredBooks, fsck_books
 from metering.policy import SplitPolicy
 from metering.postings import (
     FUNDING,
@@ -23,6 +23,19 @@ from metering.postings import (
 )
 from metering.pricing import Price
 from metering.records import AttributedPlayer, AttributionRecord, EstimatorRun, UsageRecord
+from metering.settlement import (
+    Payout,
+    Settlement,
+    SettlementTerms,
+    bind_address,
+    carried_forward,
+    closed_periods,
+    last_nonce,
+    payout_addresses,
+    payouts,
+    settle,
+    settlement,
+)
 from metering.splits import AdapterTerms, DocumentTerms, PlayerShare, SplitLine, split
 from metering.statements import Statement, statement, summaries
 from metering.store import Balance, Intent, Line, RequestState, balance, balances, open_intents, request_state
@@ -56,13 +69,17 @@ __all__ = [
     "Line",
     "MeteringError",
     "Page",
+    "Payout",
     "PlayerShare",
     "Posting",
     "Price",
     "RequestState",
+    "Settlement",
+    "SettlementTerms",
     "SplitLine",
     "SplitPolicy",
     "Statement",
+    "StoredBooks",
     "Transaction",
     "Usage",
     "UsageRecord",
@@ -70,15 +87,23 @@ __all__ = [
     "balanced",
     "balances",
     "base_account",
+    "bind_address",
     "caller_account",
+    "carried_forward",
+    "closed_periods",
     "contributor_account",
     "earnings",
     "entries",
     "fsck_books",
+    "last_nonce",
     "metadata",
     "open_intents",
+    "payout_addresses",
+    "payouts",
     "record_feedback",
     "request_state",
+    "settle",
+    "settlement",
     "split",
     "statement",
     "summaries",

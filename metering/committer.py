@@ -131,9 +131,10 @@ class Committer:
             mark = transaction.mark()
             try:
                 job.result = job.work(transaction)
+                _check_open(connection)
             except BaseException as error:
                 job.error = error
-                if isinstance(error, SQLAlchemyError) or not transaction.rewind(mark):
+                if isinstance(error, SQLAlchemyError | CommitError) or not transaction.rewind(mark):
                     # What it wrote, or what the database thinks of the transaction by now, only a rollback undoes.
                     raise (_Alone if len(batch) > 1 else error) from None
         try:
@@ -142,6 +143,21 @@ class Committer:
             if len(batch) > 1:
                 raise _Alone from None
             raise
+
+
+def _check_open(connection: Connection) -> None:
+    """Raise CommitError when the database transaction has ended or can only be rolled back, as a commit would not say.
+
+    SQLite ends one by itself when the disk is full or fails; PostgreSQL rolls back what met an error, even if the work
+    that met it went on.
+    """
+    driver: Any = connection.connection.dbapi_connection
+    if connection.dialect.name == "sqlite":
+        stands = driver.in_transaction
+    else:
+        stands = driver.info.transaction_status.name == "INTRANS"
+    if not stands:
+        raise CommitError("the work ended the database transaction, or met an error of it and went on")
 
 
 def _commit_error(cause: BaseException) -> CommitError:

@@ -22,7 +22,7 @@ def record_feedback(
     rating: 1 or −1. comment_digest: salted SHA-256, in hex, of what the caller wrote; the text never enters the log.
     Repeating the newest rating logs nothing. Raises IntentError when the request was not charged.
     """
-    if rating not in (1, -1) or isinstance(rating, bool):
+    if type(rating) is not int or rating not in (1, -1):
         raise MeteringError(f"a rating is 1 or -1, not {rating!r}")
     if comment_digest is not None:
         check_text("comment_digest", comment_digest, DIGEST)

@@ -27,7 +27,7 @@ async def _query(gateway: Gateway, read: Callable[[sa.Connection], T]) -> T:
         raise BadRequestError(str(error)) from None
 
 
-async def _readable(gateway: Gateway, contributor: str, principal: Principal) -> str:
+async def readable(gateway: Gateway, contributor: str, principal: Principal) -> str:
     """The contributor's id, `me` resolved, if the key may read it."""
     principal.require("contributor", "operator")
     own = principal.subject if principal.role == "contributor" else None
@@ -51,7 +51,7 @@ async def read_earnings(
     group_by: Annotated[Grouping | None, Query()] = None,
 ) -> dict[str, Any]:
     """What a contributor earned, and by what."""
-    who = await _readable(gateway, contributor, principal)
+    who = await readable(gateway, contributor, principal)
     return (await _query(gateway, lambda c: earnings(c, who, period, group_by))).as_json()
 
 
@@ -64,7 +64,7 @@ async def read_entries(
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> dict[str, Any]:
     """A contributor's postings, newest last, each with its log index."""
-    who = await _readable(gateway, contributor, principal)
+    who = await readable(gateway, contributor, principal)
     return (await _query(gateway, lambda c: entries(c, who, after, limit))).as_json()
 
 
@@ -77,7 +77,7 @@ async def read_statement(
     accept: Annotated[str, Header()] = "application/json",
 ) -> Response:
     """A contributor's account statement for a month: JSON, or CSV with `Accept: text/csv`."""
-    who = await _readable(gateway, contributor, principal)
+    who = await readable(gateway, contributor, principal)
     found = await _query(gateway, lambda c: statement(c, who, period))
     if "text/csv" in accept:
         name = f"{who}-{period}.csv"

@@ -17,10 +17,8 @@ _FOR_EVER = {"cache-control": "public, max-age=31536000, immutable"}
 
 @router.get("/checkpoint", response_class=PlainTextResponse)
 async def checkpoint(published: PublishedLog) -> PlainTextResponse:
-    """The newest signed checkpoint."""
-    return PlainTextResponse(
-        await published.reads.read(published.log.checkpoint), headers={"cache-control": "no-cache"}
-    )
+    """The newest checkpoint that a quorum of witnesses has cosigned; the newest of all where there is none."""
+    return PlainTextResponse(await published.reads.read(published.log.published), headers={"cache-control": "no-cache"})
 
 
 @router.get("/key", response_class=PlainTextResponse)

@@ -62,7 +62,7 @@ def office(config: Path) -> Iterator[Office]:
     try:
         database.require_current_schema()
         signer = Signer.load(settings.log.signing_key_file)
-        log = Log(signer)
+        log = Log(signer, settings.quorum)
         require_signer(database, log, signer, settings.log.origin)
         yield Office(
             settings=settings,

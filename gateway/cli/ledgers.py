@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from rich.markup import escape
 
 from gateway.cli.context import DEFAULT_CONFIG, ConfigOption, JsonOption, office, out, print_json, print_rows, say
-from gateway.cli.server import bind, make_key, run_app
+from gateway.cli.server import bind, make_key, run
 from gateway.database import Database
 from gateway.ledger_server import create_ledger_app
 from gateway.observe import configure_logging
@@ -24,11 +24,11 @@ from ledger_client import (
     LocalLedger,
     Log,
     Signer,
+    StoredLog,
+    StoredReceived,
     Verifier,
     forks,
     fsck,
-    fsck_derived,
-    fsck_received,
     metadata,
     shipped,
     sources,
@@ -68,7 +68,7 @@ def serve(
             LocalLedger(log, opened.write, opened.read, verifiers),
             Published(log=log, verifier_key=signer.verifier_key, reads=DatabaseReads(opened)),
         )
-        asyncio.run(run_app(app, listener))
+        asyncio.run(run(app, listener))
 
 
 @ledgers.command("status")
@@ -97,9 +97,15 @@ def check(
     with _opened(database) as opened, opened.read() as connection:
         signer = Signer.load(signing_key)
         log = Log(signer)
-        findings = fsck(log.entries(connection), log.checkpoints(connection), None, signer.verifier)
-        findings += fsck_derived(connection)
-        findings += fsck_received(connection, log, verifiers)
+        stored = StoredLog(connection)
+        findings = fsck(
+            stored.entries(),
+            log.checkpoints(connection),
+            None,
+            signer.verifier,
+            laws=(stored, StoredReceived(connection, verifiers)),
+            processes=1,
+        )
         held = sources(connection)
         forked = forks(connection)
     if as_json:

@@ -11,19 +11,32 @@ from rich.text import Text
 
 from gateway.answers import UnknownRequestError
 from gateway.auth import UnknownKeyError
-from gateway.cli import asking, ledgers, material, people, proofs, reading, server
+from gateway.cli import asking, ledgers, material, people, proofs, reading, server, settling, witness
 from gateway.cli.context import err
 from gateway.cli.demo import DemoError, demo
 from gateway.database import DatabaseError
 from gateway.engines import EngineError
 from gateway.engines.weights import WeightsError
+from gateway.payout_addresses import NoChainError
 from gateway.registry import RegistryError
 from gateway.settings import SettingsError
-from ledger_client import CheckpointError, EntryConflict, KeyFileError, LogError, NotInLog
+from ledger_client import (
+    AddressError,
+    CheckpointError,
+    EntryConflict,
+    KeyFileError,
+    LogError,
+    NotInLog,
+    PeriodError,
+    ProofError,
+    SettlementError,
+    WitnessStateError,
+)
 from metering import CommitError, MeteringError
 from retrieval import DocumentError, EmbedderError, EmbedderMismatchError
 
 EXPECTED = (
+    AddressError,
     CheckpointError,
     CommitError,
     DatabaseError,
@@ -38,12 +51,17 @@ EXPECTED = (
     MeteringError,
     NotInLog,
     OSError,
+    NoChainError,
+    PeriodError,
+    ProofError,
     RegistryError,
     asking.RefusedError,
     SettingsError,
+    SettlementError,
     UnknownKeyError,
     UnknownRequestError,
     WeightsError,
+    WitnessStateError,
     httpx.TransportError,
     sa.exc.SQLAlchemyError,
 )
@@ -63,6 +81,8 @@ app.command()(material.ingest)
 app.command()(asking.ask)
 app.command()(reading.earnings)
 app.command()(reading.statement)
+app.command()(settling.settle)
+app.command()(settling.anchor)
 app.command()(proofs.receipt)
 app.command()(proofs.verify)
 app.command("log-key")(proofs.log_key)
@@ -71,8 +91,10 @@ app.add_typer(people.contributors, name="contributor")
 app.add_typer(people.keys, name="key")
 app.add_typer(material.documents, name="document")
 app.add_typer(material.adapters, name="adapter")
+app.add_typer(settling.payouts, name="payouts")
 app.add_typer(reading.attributions, name="attribution")
 app.add_typer(ledgers.ledgers, name="ledger")
+app.add_typer(witness.witness, name="witness")
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -13,8 +14,19 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from gateway import answers
 from gateway.cli.context import DEFAULT_CONFIG, ConfigOption, JsonOption, err, office, out, print_json, say
 from gateway.settings import Settings, load
-from ledger_client import Line, Signer, Verifier, fsck, fsck_derived, fsck_shipments, ledger_receipt, verify_receipt
-from metering import balances, fsck_books, open_intents
+from ledger_client import (
+    Line,
+    QuorumError,
+    Signer,
+    StoredLog,
+    Verifier,
+    WitnessVerifier,
+    fsck,
+    fsck_shipments,
+    ledger_receipt,
+    verify_receipt,
+)
+from metering import StoredBooks, balances, open_intents
 
 
 def receipt(
@@ -55,15 +67,33 @@ def verify(
     claim: Annotated[
         str | None, typer.Option(metavar="ACCOUNT=NANO", help="Check also that the split gives an account this much.")
     ] = None,
+    witness: Annotated[
+        list[str] | None, typer.Option(metavar="KEY", help="The verifier key of a witness; repeat it for more.")
+    ] = None,
+    quorum: Annotated[
+        int | None, typer.Option(min=1, help="How many of the witnesses must have cosigned; by itself, all of them.")
+    ] = None,
     config: ConfigOption = DEFAULT_CONFIG,
     *,
     as_json: JsonOption = False,
 ) -> None:
-    """Check a receipt offline, with the log's verifier key alone. Without --key, the configured log's key is used."""
+    """Check a receipt offline, with the log's verifier key alone, and that a quorum of witnesses cosigned, if asked.
+
+    Without --key, the configured log's key is used; --quorum without --witness asks the configured witnesses.
+    """
     if key is None and not config.exists():
         raise typer.BadParameter("give the log's verifier key with --key; the operator publishes it at /log/key")
     verifier = Verifier.parse(key) if key else Signer.load(load(config).log.signing_key_file).verifier
-    verified = verify_receipt(file.read_bytes(), verifier, claim=_line(claim) if claim else None)
+    try:
+        verified = verify_receipt(
+            file.read_bytes(),
+            verifier,
+            claim=_line(claim) if claim else None,
+            witnesses=_witnesses(witness, quorum, config),
+            quorum=quorum,
+        )
+    except QuorumError as error:
+        raise typer.BadParameter(str(error), param_hint="--quorum") from None
     if as_json:
         print_json({"ok": verified.ok, "index": verified.index, "steps": [vars(step) for step in verified.steps]})
     else:
@@ -75,6 +105,14 @@ def verify(
         else:
             out.print("[bold red]receipt NOT verified[/bold red]")
     raise typer.Exit(0 if verified.ok else 1)
+
+
+def _witnesses(keys: list[str] | None, quorum: int | None, config: Path) -> list[WitnessVerifier]:
+    if not keys and quorum is not None:
+        if not config.exists():
+            raise typer.BadParameter("name the witnesses with --witness", param_hint="--quorum")
+        return [section.verifier for section in load(config).witnesses]
+    return [WitnessVerifier.parse(key) for key in keys or ()]
 
 
 def _line(claim: str) -> Line:
@@ -90,18 +128,21 @@ def run_fsck(config: ConfigOption = DEFAULT_CONFIG, *, as_json: JsonOption = Fal
     progress = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
     with office(config) as o, o.database.read() as connection, progress as bar:
         task = bar.add_task("entries checked")
+        size = o.log.size(connection)
+        stored = StoredLog(connection)
         findings = fsck(
-            o.log.entries(connection),
+            stored.entries(),
             o.log.checkpoints(connection),
             dict(balances(connection)),
             o.signer.verifier,
             open_intents={(intent.gateway, intent.gateway_seq) for intent in open_intents(connection)},
-            progress=lambda done: bar.update(task, completed=done),
+            read=partial(o.log.entry, connection),
+            laws=(stored, StoredBooks(connection)),
+            processes=1,
+            total=size,
+            progress=lambda now: bar.update(task, completed=now.done, total=now.total),
         )
-        findings += fsck_derived(connection)
-        findings += fsck_books(connection, o.log)
         findings += fsck_shipments(connection, o.log)
-        size = o.log.size(connection)
     if as_json:
         print_json({"ok": not findings, "entries": size, "findings": [vars(finding) for finding in findings]})
     else:

@@ -15,8 +15,8 @@ from typing import Annotated
 import structlog
 import typer
 import uvicorn
-from fastapi import FastAPI
 from pydantic import ValidationError
+from starlette.applications import Starlette
 
 from gateway.app import create_app
 from gateway.cli.context import DEFAULT_CONFIG, ConfigOption, JsonOption, out, print_json, say
@@ -88,7 +88,7 @@ def serve(
     settings = load(config)
     with bind(host or settings.server.host, settings.server.port if port is None else port) as listener:
         configure_logging()
-        asyncio.run(run_app(create_app(settings), listener))
+        asyncio.run(run(create_app(settings), listener))
 
 
 class _Server(uvicorn.Server):
@@ -102,8 +102,8 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def run_app(app: FastAPI, listener: socket.socket) -> None:
-    """Open an application, serve until a signal, close it. What keeps it from opening is raised, not logged."""
+async def run(app: Starlette, listener: socket.socket) -> None:
+    """Open the app, serve until a signal, close it. What keeps it from opening is raised; uvicorn would log it."""
     config = uvicorn.Config(
         app, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=SHUTDOWN_S
     )

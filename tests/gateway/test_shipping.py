@@ -42,7 +42,8 @@ from metering import metadata as metering_metadata
 
 from ..databases import NewDatabase, opened  # noqa: TID252  the tests are no package of their own
 from ..ledger_client.facts import fact, registered  # noqa: TID252
-from ..ledger_client.ledger_kit import Elsewhere, Source, serving  # noqa: TID252
+from ..ledger_client.ledger_kit import Elsewhere, Source  # noqa: TID252
+from ..ledger_client.serving import serving  # noqa: TID252
 
 ORIGIN, SECOND, LEDGER = "example.com/log", "second.example/log", "ledger.example/log"
 SIGNERS = {origin: Signer.generate(origin) for origin in (ORIGIN, SECOND, LEDGER)}

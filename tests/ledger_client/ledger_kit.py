@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import socket
-import threading
-import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
-import uvicorn
+import sqlalchemy as sa
 from starlette.types import ASGIApp
 
 from gateway.database import Database
@@ -25,11 +21,11 @@ from ledger_client import (
     Log,
     Shipment,
     Signer,
+    StoredLog,
+    StoredReceived,
     Verifier,
     entries_of,
     fsck,
-    fsck_derived,
-    fsck_received,
     fsck_shipments,
     metadata,
     next_batch,
@@ -119,30 +115,9 @@ class Elsewhere:
 
     def fsck(self) -> list[Finding]:
         with self.database.read() as connection:
-            entries, checkpoints = self.log.entries(connection), self.log.checkpoints(connection)
-            return [
-                *fsck(entries, checkpoints, None, self.signer.verifier),
-                *fsck_derived(connection),
-                *fsck_received(connection, self.log, self.sources),
-            ]
+            return self.check(connection)
 
-
-@contextmanager
-def serving(app: ASGIApp, port: int = 0) -> Iterator[str]:
-    """Serve an application on loopback until the block ends; gives its address."""
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("127.0.0.1", port))
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            deadline_s = time.monotonic() + 60
-            while not server.started:
-                assert thread.is_alive()
-                assert time.monotonic() < deadline_s
-                time.sleep(0.01)
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
+    def check(self, connection: sa.Connection) -> list[Finding]:
+        stored = StoredLog(connection)
+        laws = (stored, StoredReceived(connection, self.sources))
+        return fsck(stored.entries(), self.log.checkpoints(connection), None, self.signer.verifier, laws=laws)

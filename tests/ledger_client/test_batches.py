@@ -12,9 +12,9 @@ from ledger_client import (
     Accepted,
     AcceptedError,
     Batch,
+    BatchFault,
     BatchRefused,
     Checkpoint,
-    Fault,
     Frontier,
     Signer,
 )
@@ -71,14 +71,14 @@ def test_a_batch_in_another_spelling_is_refused(old: bytes, new: bytes) -> None:
     assert old in raw
     with pytest.raises(BatchRefused) as refused:
         Batch.decode(raw.replace(old, new, 1))
-    assert refused.value.fault is Fault.MALFORMED
+    assert refused.value.fault is BatchFault.MALFORMED
 
 
 @pytest.mark.parametrize("raw", [b"", b"\0" * 100, b"{}", BATCH.encode()[:-1], b"x" * (MAX_BATCH_BYTES + 1)])
 def test_what_is_no_batch_is_refused(raw: bytes) -> None:
     with pytest.raises(BatchRefused) as refused:
         Batch.decode(raw)
-    assert refused.value.fault is Fault.MALFORMED
+    assert refused.value.fault is BatchFault.MALFORMED
 
 
 def test_a_batch_is_bounded_and_not_empty() -> None:

@@ -13,20 +13,22 @@ import sqlalchemy as sa
 
 from ledger_client import (
     Batch,
+    BatchFault,
     BatchRefused,
     Checkpoint,
     Entry,
-    Fault,
     Ledger,
     LedgerInconsistent,
     Line,
     Log,
+    Logged,
     NotInLog,
     Received,
     RemoteLedger,
     Signer,
+    StoredReceived,
     forks,
-    fsck_received,
+    leaf_hash,
     ledger_receipt,
     sources,
     verify_receipt,
@@ -35,7 +37,8 @@ from ledger_client.tables import log_entry, log_received, log_shipment
 
 from ..databases import NewDatabase, opened  # noqa: TID252  the tests are no package of their own
 from .facts import attributed, registered, used, voided
-from .ledger_kit import Elsewhere, Source, serving
+from .ledger_kit import Elsewhere, Source
+from .serving import serving
 
 ORIGIN, SECOND, LEDGER = "example.com/log", "second.example/log", "ledger.example/log"
 SIGNERS = {origin: Signer.generate(origin) for origin in (ORIGIN, SECOND, LEDGER)}
@@ -169,12 +172,12 @@ async def test_a_batch_from_further_on_is_told_where_to_begin(
     ledger: Ledger, source: Source, elsewhere: Elsewhere
 ) -> None:
     error = await refused(ledger, source.batch(1, 3), elsewhere)
-    assert (error.fault, error.size) == (Fault.AHEAD, 0)
+    assert (error.fault, error.size) == (BatchFault.AHEAD, 0)
     await ledger.accept(source.batch(0, 3))
     error = await refused(ledger, source.batch(4, 5), elsewhere)
-    assert (error.fault, error.size) == (Fault.AHEAD, 3)
+    assert (error.fault, error.size) == (BatchFault.AHEAD, 3)
     error = await refused(ledger, source.batch(3, 5, seen=4), elsewhere)  # it lost what it had signed
-    assert error.fault is Fault.AHEAD
+    assert error.fault is BatchFault.AHEAD
 
 
 async def test_a_batch_that_was_tampered_with_is_refused_and_blames_nobody(
@@ -185,13 +188,13 @@ async def test_a_batch_that_was_tampered_with_is_refused_and_blames_nobody(
     one, two, three = honest.entries
     for entries in ((one, three, two), (one, two, registered(77).encode()), (two, two, three)):
         error = await refused(ledger, replace(honest, entries=entries), elsewhere)
-        assert error.fault is Fault.INCONSISTENT
+        assert error.fault is BatchFault.INCONSISTENT
     with elsewhere.database.read() as connection:
         assert forks(connection) == {}
     for entries in ((one, two, b"{}"), (one, two, three + b" "), (one, two, b"")):
-        assert (await refused(ledger, replace(honest, entries=entries), elsewhere)).fault is Fault.MALFORMED
-    wrapper = elsewhere.entries[0]
-    assert (await refused(ledger, replace(honest, entries=(one, two, wrapper)), elsewhere)).fault is Fault.MALFORMED
+        assert (await refused(ledger, replace(honest, entries=entries), elsewhere)).fault is BatchFault.MALFORMED
+    again = replace(honest, entries=(one, two, elsewhere.entries[0]))
+    assert (await refused(ledger, again, elsewhere)).fault is BatchFault.MALFORMED
 
 
 async def test_only_the_keys_that_are_trusted_for_a_log_sign_for_it(
@@ -199,14 +202,14 @@ async def test_only_the_keys_that_are_trusted_for_a_log_sign_for_it(
 ) -> None:
     honest = source.batch(0, 2)
     stranger = Signer.generate("stranger.example/log")
-    for signer, fault in ((Signer.generate(ORIGIN), Fault.UNTRUSTED), (stranger, Fault.UNKNOWN_LOG)):
+    for signer, fault in ((Signer.generate(ORIGIN), BatchFault.UNTRUSTED), (stranger, BatchFault.UNKNOWN_LOG)):
         checkpoint = Checkpoint(origin=signer.name, size=2, root=honest.checkpoint.root)
         assert (await refused(ledger, replace(honest, note=signer.sign(checkpoint)), elsewhere)).fault is fault
     text, _, signature = honest.note.rpartition("\n— ")
     other = source.batch(0, 3).note.rpartition("\n— ")[2]
     assert signature != other
     error = await refused(ledger, replace(honest, note=f"{text}\n— {other}"), elsewhere)
-    assert error.fault is Fault.UNTRUSTED
+    assert error.fault is BatchFault.UNTRUSTED
 
 
 async def test_a_fork_is_refused_for_ever_and_its_evidence_kept(
@@ -219,10 +222,10 @@ async def test_a_fork_is_refused_for_ever_and_its_evidence_kept(
         fork.commit(registered(number) for number in range(50, 60))
         evidence = fork.batch(4, 6).note
         for _ in range(2):
-            assert (await refused(ledger, fork.batch(4, 6), elsewhere)).fault is Fault.FORKED
-            assert (await refused(ledger, fork.batch(0, 5), elsewhere)).fault is Fault.FORKED
-            assert (await refused(ledger, fork.batch(4, 10), elsewhere)).fault is Fault.INCONSISTENT
-            assert (await refused(ledger, fork.batch(6, 10), elsewhere)).fault is Fault.INCONSISTENT
+            assert (await refused(ledger, fork.batch(4, 6), elsewhere)).fault is BatchFault.FORKED
+            assert (await refused(ledger, fork.batch(0, 5), elsewhere)).fault is BatchFault.FORKED
+            assert (await refused(ledger, fork.batch(4, 10), elsewhere)).fault is BatchFault.INCONSISTENT
+            assert (await refused(ledger, fork.batch(6, 10), elsewhere)).fault is BatchFault.INCONSISTENT
             with elsewhere.database.read() as connection:
                 assert forks(connection) == {ORIGIN: evidence}
         # What both histories share is no contradiction, but what is held behind it is none of the fork's.
@@ -241,7 +244,7 @@ async def test_a_log_that_was_rewritten_is_found_out_at_its_next_batch(
     with opened(new_database) as database:
         rewritten = Source(database, SIGNERS[ORIGIN])
         rewritten.commit([registered(1), used(0, 2000)])
-        assert (await refused(ledger, rewritten.batch(0, 2), elsewhere)).fault is Fault.FORKED
+        assert (await refused(ledger, rewritten.batch(0, 2), elsewhere)).fault is BatchFault.FORKED
 
 
 async def test_a_sender_believes_no_acceptance_that_proves_nothing(
@@ -288,7 +291,7 @@ async def test_a_ledger_that_was_rolled_back_is_found_out(
         restored = Elsewhere(database, SIGNERS[LEDGER], elsewhere.sources)
         with pytest.raises(BatchRefused) as error:
             await restored.ledger.accept(due)
-        assert (error.value.fault, error.value.size) == (Fault.AHEAD, 0)
+        assert (error.value.fault, error.value.size) == (BatchFault.AHEAD, 0)
         # Even one that takes the entries anew, as if nothing had been, has signed another history of its own.
         restored.now = restored.now.replace(year=2026)
         await restored.ledger.accept(source.batch(0, 3))
@@ -304,7 +307,13 @@ async def test_fsck_names_what_was_changed_in_a_ledger(source: Source, elsewhere
     def findings(statement: sa.Executable) -> set[str]:
         with elsewhere.database.engine.connect() as connection:  # which rolls back
             connection.execute(statement)
-            return {finding.invariant for finding in fsck_received(connection, elsewhere.log, elsewhere.sources)}
+            law = StoredReceived(connection, elsewhere.sources)
+            faults = [
+                invariant
+                for log_index, raw in elsewhere.log.entries(connection)
+                for invariant, _ in law.entry(Logged(log_index, leaf_hash(raw), Entry.decode(raw), None))
+            ]
+            return {*faults, *(finding.invariant for finding in law.end())}
 
     rows = log_received.c
     wrong = Received(origin=ORIGIN, log_index=5, entry=registered(88), time="2025-02-01T00:00:00.000000Z").wrapped()

@@ -4,7 +4,6 @@ import pytest
 from sqlalchemy import Engine
 
 from gateway.database import Database
-from ledger_client import Log
 from metering import Books
 
 from .kit import Clock, new_books, open_engine
@@ -21,15 +20,5 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def books_and_log(clock: Clock) -> tuple[Books, Log]:
+def books(clock: Clock) -> Books:
     return new_books(clock=clock)
-
-
-@pytest.fixture
-def books(books_and_log: tuple[Books, Log]) -> Books:
-    return books_and_log[0]
-
-
-@pytest.fixture
-def log(books_and_log: tuple[Books, Log]) -> Log:
-    return books_and_log[1]

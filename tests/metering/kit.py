@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, insert
 
 import ledger_client
 import metering
@@ -22,13 +23,18 @@ from metering import (
     PlayerShare,
     Price,
     SplitPolicy,
+    Transaction,
     Usage,
     UsageRecord,
     split,
 )
+from metering.books import in_role, lines_of, transfer
+from metering.tables import address_table, payout_table, period_table
 
 from ..databases import engine_of  # noqa: TID252  the tests are no package of their own
 
+SIGNER = Signer.generate("example.com/log")
+LOG = Log(SIGNER)
 CALLER = "caller:alice"
 MODEL = "chat"
 PRICE = Price.parse(prompt="0.15", completion="0.60")
@@ -39,6 +45,8 @@ DOCUMENT = PlayerShare(id="doc_1", share_ppm=600_000, terms=DocumentTerms(owner=
 ADAPTER = PlayerShare(
     id="concise", share_ppm=400_000, terms=AdapterTerms(developer="dev", datasets=(("ann", 1), ("bob", 2)))
 )
+
+_ADD_PERIOD, _ADD_PAYOUT, _ADD_ADDRESS = insert(period_table), insert(payout_table), insert(address_table)
 
 
 class Clock:
@@ -59,9 +67,17 @@ def open_engine(database: Database) -> Engine:
     return engine_of(database, ledger_client.metadata, metering.metadata)
 
 
-def new_books(gateway_id: str = "gw-1", clock: Clock | None = None, signer: Signer | None = None) -> tuple[Books, Log]:
-    log = Log(signer or Signer.generate("example.com/log"))
-    return Books(log, gateway_id, clock or Clock()), log
+@contextmanager
+def transaction(engine: Engine) -> Iterator[Transaction]:
+    """Open the books in a database transaction, sealed and committed on a clean exit."""
+    with engine.begin() as connection:
+        transaction = Transaction(connection, LOG)
+        yield transaction
+        transaction.seal()
+
+
+def new_books(gateway_id: str = "gw-1", clock: Clock | None = None) -> Books:
+    return Books(gateway_id, clock or Clock())
 
 
 def request_id(number: int) -> str:
@@ -118,6 +134,36 @@ def attribution_record(
     return AttributionRecord(**(values | changes))
 
 
-def logged(log: Log, connection: Connection) -> list[Entry]:
+def logged(connection: Connection) -> list[Entry]:
     """Every entry of the log, read back from its bytes."""
-    return [Entry.decode(raw) for _, raw in log.entries(connection)]
+    return [Entry.decode(raw) for _, raw in LOG.entries(connection)]
+
+
+# What settlement writes, as small as the books can tell. Each returns its log index.
+
+
+def close_period(books: Books, tx: Transaction, period: str) -> int:
+    appended = books.log(tx, "period.closed", period, period, {"period": period})
+    if appended.created:
+        tx.defer(_ADD_PERIOD, {"period": period, "log_index": appended.log_index, "time": appended.entry.time})
+        tx.set_last_closed(period)
+    return appended.log_index
+
+
+def pay_out(books: Books, tx: Transaction, contributor: str, amount_nano: int, period: str) -> int:
+    row = {"contributor": contributor, "period": period, "method": "csv", "address": None}
+    postings = transfer(f"contributor:{contributor}", "payouts", amount_nano)
+    data = row | {"amount_nano": str(amount_nano)}
+    appended = books.log(tx, "payout.recorded", f"{contributor}:{period}", contributor, data, postings)
+    if appended.created:
+        tx.post(lines_of(tx, appended, postings, in_role("payout", postings)))
+        tx.defer(_ADD_PAYOUT, row | {"log_index": appended.log_index, "amount_nano": amount_nano})
+    return appended.log_index
+
+
+def bind_address(books: Books, tx: Transaction, contributor: str, nonce: int = 0) -> int:
+    row = {"contributor": contributor, "address": "0x" + "Ab" * 20, "nonce": nonce}
+    data = row | {"chain_id": 31337, "contract": "0x" + "Cd" * 20, "signature": "0x" + "00" * 65}
+    appended = books.log(tx, "address.bound", f"{contributor}:{nonce}", contributor, data)
+    tx.defer(_ADD_ADDRESS, row | {"log_index": appended.log_index})
+    return appended.log_index
