@@ -23,12 +23,14 @@ from gateway.engines import AdapterFiles, Engine
 from gateway.metrics import LedgerState, Metrics
 from gateway.observe import Observed
 from gateway.pipeline import Pipeline
+from gateway.published import Published
 from gateway.registry import Registry, RegistryError
 from gateway.settings import Settings
+from gateway.shipping import shipping
 from gateway.state import Gateway
 from gateway.transactions import Transactions, require_signer
 from gateway.witnessing import Witnessing, lag_entries
-from ledger_client import Log, Signer
+from ledger_client import Log, Signer, shipped
 from metering import Books, Committer, Transaction, open_intents
 from retrieval import Embedder, MiniLM, Retriever
 
@@ -105,19 +107,20 @@ async def _opened(
         worker = asyncio.create_task(pipeline.work())
         cosigning = asyncio.create_task(witnessing.run())
         try:
-            yield Gateway(
-                settings=settings,
-                transactions=transactions,
-                signer=signer,
-                log=ledger,
-                books=books,
-                registry=registry,
-                catalogue=catalogue,
-                engine=running,
-                metrics=metrics,
-                pipeline=pipeline,
-                embeddings=Embeddings(transactions=transactions, books=books, embedder=embedding, metrics=metrics),
-            )
+            async with shipping(settings.ledgers, ledger, transactions, metrics):
+                yield Gateway(
+                    settings=settings,
+                    transactions=transactions,
+                    signer=signer,
+                    log=ledger,
+                    books=books,
+                    registry=registry,
+                    catalogue=catalogue,
+                    engine=running,
+                    metrics=metrics,
+                    pipeline=pipeline,
+                    embeddings=Embeddings(transactions=transactions, books=books, embedder=embedding, metrics=metrics),
+                )
         finally:
             for task in (worker, cosigning):
                 task.cancel()
@@ -139,6 +142,9 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with open_gateway(settings, engine=engine, embedder=embedder) as gateway:
             app.state.gateway = gateway
+            app.state.published = Published(
+                log=gateway.log, verifier_key=gateway.signer.verifier_key, reads=gateway.transactions
+            )
             log.info("ready", models=[model.name for model in gateway.catalogue], log_key=gateway.signer.verifier_key)
             yield
 
@@ -178,9 +184,14 @@ async def _load_adapters(engine: Engine, catalogue: Catalogue, metrics: Metrics)
 
 def _ledger_state(database: Database, ledger: Log, engine: Engine, settings: Settings) -> LedgerState:
     with database.read() as connection:
+        size = ledger.size(connection)
+        backlog = {
+            elsewhere.name: size - shipped(connection, elsewhere.verifier.name) for elsewhere in settings.ledgers
+        }
         return LedgerState(
             witness_lag_entries=lag_entries(connection, ledger, settings.witnesses),
-            log_entries=ledger.size(connection),
+            shipping_backlog=backlog,
+            log_entries=size,
             open_intents=sum(1 for _ in open_intents(connection)),
             attribution_backlog=answers.backlog(connection),
             adapters_resident=len(engine.resident()),

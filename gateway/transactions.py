@@ -10,10 +10,9 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TypeVar
 
-import sqlalchemy as sa
-
 from gateway.database import Database, DatabaseError
 from gateway.metrics import Metrics
+from gateway.published import DatabaseReads
 from ledger_client import Log, Signer
 from metering import Committer, Expected, Transaction
 
@@ -37,23 +36,15 @@ def ledger_write(database: Database, ledger: Log) -> Iterator[Transaction]:
         transaction.seal()
 
 
-class Transactions:
+class Transactions(DatabaseReads):
     """How asynchronous code reads and writes."""
 
     def __init__(self, database: Database, committer: Committer, metrics: Metrics) -> None:
-        self._database = database
+        super().__init__(database)
+        self.dialect = database.engine.dialect.name
         self._committer = committer
         self._metrics = metrics
         self._done: deque[Callable[[], None]] = deque()
-
-    async def read(self, query: Callable[[sa.Connection], T]) -> T:
-        """Run a query in a read transaction of its own."""
-
-        def run() -> T:
-            with self._database.read() as connection:
-                return query(connection)
-
-        return await asyncio.to_thread(run)
 
     async def commit(self, record: str, work: Callable[[Transaction], T], *expected: Expected) -> T:
         """Run work in a transaction; returns when it is durable. record: what is written, a label of the metric.

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from gateway.answers import UnknownRequestError
 from gateway.auth import UnknownKeyError
-from gateway.cli import asking, material, people, proofs, reading, server, settling, witness
+from gateway.cli import asking, ledgers, material, people, proofs, reading, server, settling, witness
 from gateway.cli.context import err
 from gateway.cli.demo import DemoError, demo
 from gateway.database import DatabaseError
@@ -27,6 +27,7 @@ from ledger_client import (
     EntryConflict,
     KeyFileError,
     LogError,
+    NotInLog,
     PeriodError,
     ProofError,
     SettlementError,
@@ -50,6 +51,7 @@ EXPECTED = (
     KeyFileError,
     LogError,
     MeteringError,
+    NotInLog,
     OSError,
     NoChainError,
     PeriodError,
@@ -93,6 +95,7 @@ app.add_typer(material.documents, name="document")
 app.add_typer(material.adapters, name="adapter")
 app.add_typer(settling.payouts, name="payouts")
 app.add_typer(reading.attributions, name="attribution")
+app.add_typer(ledgers.ledgers, name="ledger")
 app.add_typer(witness.witness, name="witness")
 
 

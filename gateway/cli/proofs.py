@@ -13,24 +13,47 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from gateway import answers
 from gateway.cli.context import DEFAULT_CONFIG, ConfigOption, JsonOption, err, office, out, print_json, say
-from gateway.settings import load
-from ledger_client import Line, QuorumError, Signer, StoredLog, Verifier, WitnessVerifier, fsck, verify_receipt
+from gateway.settings import Settings, load
+from ledger_client import (
+    Line,
+    QuorumError,
+    Signer,
+    StoredLog,
+    Verifier,
+    WitnessVerifier,
+    fsck,
+    fsck_shipments,
+    ledger_receipt,
+    verify_receipt,
+)
 from metering import StoredBooks, balances, open_intents
 
 
 def receipt(
     request_id: str,
     output: Annotated[Path | None, typer.Option("--out", "-o", help="Write to a file instead of printing.")] = None,
+    ledger: Annotated[str | None, typer.Option(help="The proof that this one of [[ledgers]] holds it too.")] = None,
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
     """The proof that an answer's newest entry is in the log; it verifies offline."""
     with office(config) as o, o.database.read() as connection:
-        text = o.log.receipt(connection, answers.find(connection, request_id).newest_index)
+        log_index = answers.find(connection, request_id).newest_index
+        if ledger is None:
+            text = o.log.receipt(connection, log_index)
+        else:
+            text = ledger_receipt(connection, o.log, _ledger_origin(o.settings, ledger), log_index)
     if output is None:
         typer.echo(text, nl=False)
     else:
         output.write_text(text, encoding="utf-8")
         say(f"receipt of {request_id} in {output}")
+
+
+def _ledger_origin(settings: Settings, name: str) -> str:
+    for ledger in settings.ledgers:
+        if ledger.name == name:
+            return ledger.verifier.name
+    raise typer.BadParameter(f"no [[ledgers]] is named {name!r}", param_hint="--ledger")
 
 
 def log_key(config: ConfigOption = DEFAULT_CONFIG) -> None:
@@ -119,6 +142,7 @@ def run_fsck(config: ConfigOption = DEFAULT_CONFIG, *, as_json: JsonOption = Fal
             total=size,
             progress=lambda now: bar.update(task, completed=now.done, total=now.total),
         )
+        findings += fsck_shipments(connection, o.log)
     if as_json:
         print_json({"ok": not findings, "entries": size, "findings": [vars(finding) for finding in findings]})
     else:
