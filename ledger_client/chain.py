@@ -17,9 +17,10 @@ from typing import Any
 
 from ledger_client.addresses import from_address
 from ledger_client.evm import Chain, ChainKey, Sent
+from ledger_client.forms import MAX_COUNT
 from ledger_client.keys import KeyFileError
 from ledger_client.merkle import HASH_BYTES
-from ledger_client.settlement import ChainError, Claim
+from ledger_client.settlement import MAX_UNITS, ChainError, Claim, SettlementError
 
 __all__ = ["Anchor", "ChainError", "ChainKey", "Distributor", "Epoch", "KeyFileError", "Sent", "Standing", "artefact"]
 
@@ -93,6 +94,13 @@ class Epoch:
     log_root: bytes
     claimable_at_s: int | None = field(default=None, compare=False)
 
+    def __post_init__(self) -> None:
+        _check_log(self.log_size, self.log_root)
+        if self.number < 1 or not 0 <= self.cumulative_total <= MAX_UNITS:
+            raise SettlementError("epochs count from 1, and their totals are between 0 and 2^128 − 1 token units")
+        if self.root is not None and len(self.root) != HASH_BYTES:
+            raise SettlementError(f"the root of an epoch has {HASH_BYTES} bytes, not {len(self.root)}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Anchor:
@@ -100,6 +108,9 @@ class Anchor:
 
     size: int
     root: bytes
+
+    def __post_init__(self) -> None:
+        _check_log(self.size, self.root)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +174,8 @@ class Distributor:
         timelock_s: between an hour and 30 days. Raises ChainError.
         """
         chain = _chain(url, key, timeout_s)
-        from_address(token)
+        for each in (token, owner or key.address):
+            from_address(each)
         compiled = artefact()
         factory: Any = chain.web3.eth.contract(abi=compiled["abi"], bytecode=compiled["bytecode"])
         sent = chain.send(factory.constructor(token, owner or key.address, timelock_s))
@@ -313,6 +325,11 @@ class Distributor:
 
 def _chain(url: str, key: ChainKey | None, timeout_s: float) -> Chain:
     return Chain(url, key=key, timeout_s=timeout_s, abi=[*artefact()["abi"], *_TOKEN_ABI], hints=_HINTS)
+
+
+def _check_log(size: int, root: bytes) -> None:
+    if not 0 <= size <= MAX_COUNT or len(root) != HASH_BYTES:
+        raise SettlementError(f"the log has a size between 0 and 2^63 − 1, and a root of {HASH_BYTES} bytes")
 
 
 def _show(epoch: Epoch) -> str:
