@@ -11,7 +11,7 @@ from rich.text import Text
 
 from gateway.answers import UnknownRequestError
 from gateway.auth import UnknownKeyError
-from gateway.cli import asking, material, people, proofs, reading, server, settling, witness
+from gateway.cli import archiving, asking, checking, material, people, proofs, reading, server, settling, witness
 from gateway.cli.context import err
 from gateway.cli.demo import DemoError, demo
 from gateway.database import DatabaseError
@@ -22,6 +22,7 @@ from gateway.registry import RegistryError
 from gateway.settings import SettingsError
 from ledger_client import (
     AddressError,
+    ArchiveError,
     CheckpointError,
     EntryConflict,
     KeyFileError,
@@ -36,6 +37,7 @@ from retrieval import DocumentError, EmbedderError, EmbedderMismatchError
 
 EXPECTED = (
     AddressError,
+    ArchiveError,
     CheckpointError,
     CommitError,
     DatabaseError,
@@ -74,7 +76,7 @@ app.command()(server.init)
 app.command()(server.serve)
 app.command()(server.migrate)
 app.command()(demo)
-app.command("fsck")(proofs.run_fsck)
+app.command("fsck")(checking.run_fsck)
 app.command()(material.ingest)
 app.command()(asking.ask)
 app.command()(reading.earnings)
@@ -91,6 +93,7 @@ app.add_typer(material.documents, name="document")
 app.add_typer(material.adapters, name="adapter")
 app.add_typer(settling.payouts, name="payouts")
 app.add_typer(reading.attributions, name="attribution")
+app.add_typer(archiving.archive, name="archive")
 app.add_typer(witness.witness, name="witness")
 
 

@@ -70,6 +70,13 @@ def upgrade() -> None:
     op.create_index("idempotency_by_age", "idempotency", ["created_at"], unique=False)
 
     op.create_table(
+        "log_cosignature",
+        sa.Column("size", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=False, nullable=False),
+        sa.Column("witness", sa.String(length=264), nullable=False),
+        sa.Column("line", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("size", "witness"),
+    )
+    op.create_table(
         "payout",
         sa.Column("log_index", sa.BigInteger(), autoincrement=False, nullable=False),
         sa.Column("contributor", sa.String(length=63), nullable=False),
@@ -171,6 +178,7 @@ def downgrade() -> None:
     op.drop_index("payout_by_period", table_name="payout")
 
     op.drop_table("payout")
+    op.drop_table("log_cosignature")
     op.drop_index("idempotency_by_age", table_name="idempotency")
 
     op.drop_table("idempotency")
