@@ -11,7 +11,19 @@ from rich.text import Text
 
 from gateway.answers import UnknownRequestError
 from gateway.auth import UnknownKeyError
-from gateway.cli import asking, ledgers, material, people, proofs, reading, server, settling, witness
+from gateway.cli import (
+    archiving,
+    asking,
+    checking,
+    ledgers,
+    material,
+    people,
+    proofs,
+    reading,
+    server,
+    settling,
+    witness,
+)
 from gateway.cli.context import err
 from gateway.cli.demo import DemoError, demo
 from gateway.database import DatabaseError
@@ -22,6 +34,7 @@ from gateway.registry import RegistryError
 from gateway.settings import SettingsError
 from ledger_client import (
     AddressError,
+    ArchiveError,
     ChainError,
     CheckpointError,
     EntryConflict,
@@ -39,6 +52,7 @@ from retrieval import DocumentError, EmbedderError, EmbedderMismatchError
 EXPECTED = (
     AddressError,
     ChainError,
+    ArchiveError,
     CheckpointError,
     CommitError,
     DatabaseError,
@@ -78,7 +92,7 @@ app.command()(server.init)
 app.command()(server.serve)
 app.command()(server.migrate)
 app.command()(demo)
-app.command("fsck")(proofs.run_fsck)
+app.command("fsck")(checking.run_fsck)
 app.command()(material.ingest)
 app.command()(asking.ask)
 app.command()(reading.earnings)
@@ -96,6 +110,7 @@ app.add_typer(material.adapters, name="adapter")
 app.add_typer(settling.payouts, name="payouts")
 app.add_typer(reading.attributions, name="attribution")
 app.add_typer(ledgers.ledgers, name="ledger")
+app.add_typer(archiving.archive, name="archive")
 app.add_typer(witness.witness, name="witness")
 
 

@@ -285,6 +285,40 @@ def test_fsck_names_a_posting_that_was_moved(run: Run, tmp_path: Path) -> None:
     assert ("I3", 0) in {(finding["invariant"], finding["log_index"]) for finding in broken.json["findings"]}
 
 
+def test_a_log_is_archived_checked_by_an_outsider_and_restored(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        run("contributor", "add", f"who-{number}")
+    assert run("archive", "export", "copy", "--json").json["size"] == 3
+    assert run("archive", "export", "copy").out.strip() == "archived 3 entries, 0 of them new: 0 files written"
+    key = run("log-key").out.strip()
+    copy, outside = str(tmp_path / "copy"), tmp_path / "outside"
+    outside.mkdir()
+    monkeypatch.chdir(outside)
+    assert run("fsck", "--from-tiles", copy).code == 2
+    assert run("fsck", "--from-tiles", copy, "--key", key).out.strip() == "fsck: ok, 3 entries"
+    assert run("archive", "check", copy, "--key", key, "--json").json == {"ok": True, "entries": 3, "findings": []}
+    assert run("archive", "check", "nowhere", "--key", key).out.startswith("I5: there is no checkpoint")
+    other = Signer.generate("tributary").verifier_key
+    assert run("archive", "check", copy, "--key", other).code == 1
+
+    assert run("init", "--origin", key.split("+")[0]).code == 0
+    (outside / "log.key").write_bytes((tmp_path / "log.key").read_bytes())
+    restored = run("archive", "restore", copy)
+    assert (restored.code, restored.out.startswith("restored 3 entries, equal to the archive")) == (0, True)
+    again = run("archive", "restore", copy)
+    assert (again.code, again.err.startswith("error: the database has a log already")) == (1, True)
+    assert run("fsck").out.strip() == "fsck: ok, 3 entries"
+    assert run("archive", "export", "http://127.0.0.1/log").code == 1
+
+    bundle = tmp_path / "copy/tile/entries/000.p/3"
+    bundle.write_bytes(bundle.read_bytes().replace(b"who-1", b"who-7"))
+    broken = run("fsck", "--from-tiles", copy, "--key", key, "--json")
+    assert broken.code == 1
+    assert ("I8", 1) in {(finding["invariant"], finding["log_index"]) for finding in broken.json["findings"]}
+
+
 def test_verify_says_which_step_failed(run: Run, tmp_path: Path) -> None:
     (tmp_path / "junk").write_text("not a receipt")
     refused = run("verify", "junk")

@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 from sqlalchemy import Connection, select
 
 from attribution import apportion
-from ledger_client import fsck, fsck_derived, next_period, statements_root
+from ledger_client import fsck_derived, next_period, statements_root
 from metering import (
     AdapterTerms,
     AttributionRecord,
@@ -56,7 +56,7 @@ from metering import (
 from metering.tables import draw_table, posting_table
 
 from ..databases import NewDatabase, opened  # noqa: TID252  the tests are no package of their own
-from .kit import LOG, SIGNER, Clock, attribution_record, logged, new_books, open_engine, request_id, transaction
+from .kit import LOG, Clock, attribution_record, audited, logged, new_books, open_engine, request_id, transaction
 from .kit import usage_record as usage_of
 
 T = TypeVar("T")
@@ -165,14 +165,7 @@ class BooksMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         with self.resources, self.engine.connect() as connection:
-            findings = fsck(
-                LOG.entries(connection),
-                LOG.checkpoints(connection),
-                dict(balances(connection)),
-                SIGNER.verifier,
-                open_intents={(intent.gateway, intent.gateway_seq) for intent in open_intents(connection)},
-            )
-            assert [*findings, *fsck_derived(connection), *fsck_books(connection, LOG)] == []
+            assert audited(connection) == [*fsck_derived(connection), *fsck_books(connection, LOG)] == []
 
     @rule(gateway=st.sampled_from(["gw-1", "gw-2"]))
     def restart(self, gateway: str) -> None:
