@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,8 +13,9 @@ from fastapi import FastAPI
 
 import attribution
 from gateway import answers, errors
+from gateway.admission import Admission
 from gateway.api import answers as answer_routes
-from gateway.api import contributors, openai, operations, payouts, transparency
+from gateway.api import contributors, feedback, openai, operations, payouts, transparency
 from gateway.api.requests import body_schemas
 from gateway.catalogue import Catalogue, publish
 from gateway.database import Database
@@ -28,6 +29,7 @@ from gateway.registry import Registry, RegistryError
 from gateway.settings import Settings
 from gateway.shipping import shipping
 from gateway.state import Gateway
+from gateway.sweeper import Sweeper
 from gateway.transactions import Transactions, require_signer
 from gateway.witnessing import Witnessing, lag_entries
 from ledger_client import Log, Signer, shipped
@@ -94,18 +96,28 @@ async def _opened(
         retriever = Retriever(settings.retrieval.index_file, embedding)
         transactions = Transactions(database, committer, metrics)
         await transactions.read(retriever.sync)
+        admission = Admission(transactions, books)
         pipeline = Pipeline(
             transactions=transactions,
+            admission=admission,
             books=books,
             registry=registry,
             retriever=retriever,
             engine=running,
             metrics=metrics,
             estimator=attribution.ESTIMATORS[settings.attribution.estimator],
+            limits=settings.limits,
+        )
+        sweeper = Sweeper(
+            transactions=transactions,
+            admission=admission,
+            books=books,
+            metrics=metrics,
+            gateway_id=settings.server.id,
+            limits=settings.limits,
         )
         witnessing = Witnessing.of(settings, database=database, ledger=ledger, metrics=metrics)
-        worker = asyncio.create_task(pipeline.work())
-        cosigning = asyncio.create_task(witnessing.run())
+        background = [asyncio.create_task(work) for work in (pipeline.work(), sweeper.run(), witnessing.run())]
         try:
             async with shipping(settings.ledgers, ledger, transactions, metrics):
                 yield Gateway(
@@ -119,13 +131,19 @@ async def _opened(
                     engine=running,
                     metrics=metrics,
                     pipeline=pipeline,
-                    embeddings=Embeddings(transactions=transactions, books=books, embedder=embedding, metrics=metrics),
+                    embeddings=Embeddings(
+                        transactions=transactions,
+                        admission=admission,
+                        books=books,
+                        embedder=embedding,
+                        metrics=metrics,
+                        limits=settings.limits,
+                    ),
                 )
         finally:
-            for task in (worker, cosigning):
+            for task in background:
                 task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
+            await asyncio.gather(*background, return_exceptions=True)
             await pipeline.close()
             await running.close()
     finally:
@@ -150,7 +168,7 @@ def create_app(
 
     app = FastAPI(title="Tributary", version="0.1.0", lifespan=lifespan)
     errors.install(app)
-    for routes in (openai, answer_routes, contributors, payouts, transparency, operations):
+    for routes in (openai, answer_routes, feedback, contributors, payouts, transparency, operations):
         app.include_router(routes.router)
     app.add_middleware(Observed)
     described = app.openapi

@@ -10,6 +10,9 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TypeVar
 
+import sqlalchemy as sa
+import structlog
+
 from gateway.database import Database, DatabaseError
 from gateway.metrics import Metrics
 from gateway.published import DatabaseReads
@@ -17,6 +20,11 @@ from ledger_client import Log, Signer
 from metering import Committer, Expected, Transaction
 
 T = TypeVar("T")
+log = structlog.get_logger(__name__)
+
+
+class DatabaseUnavailableError(RuntimeError):
+    """The database does not answer now; asking again later is worth it."""
 
 
 def require_signer(database: Database, ledger: Log, signer: Signer, origin: str) -> None:
@@ -45,6 +53,14 @@ class Transactions(DatabaseReads):
         self._committer = committer
         self._metrics = metrics
         self._done: deque[Callable[[], None]] = deque()
+
+    async def read(self, query: Callable[[sa.Connection], T]) -> T:
+        """Run a query in a read transaction of its own. Raises DatabaseUnavailableError."""
+        try:
+            return await super().read(query)
+        except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError) as error:
+            log.warning("database_unavailable", error=str(getattr(error, "orig", error)))
+            raise DatabaseUnavailableError("the database does not answer; try again later") from None
 
     async def commit(self, record: str, work: Callable[[Transaction], T], *expected: Expected) -> T:
         """Run work in a transaction; returns when it is durable. record: what is written, a label of the metric.

@@ -26,6 +26,7 @@ from gateway.cli import (
 )
 from gateway.cli.context import err
 from gateway.cli.demo import DemoError, demo
+from gateway.corrections import CorrectionError
 from gateway.database import DatabaseError
 from gateway.engines import EngineError
 from gateway.engines.weights import WeightsError
@@ -46,7 +47,7 @@ from ledger_client import (
     SettlementError,
     WitnessStateError,
 )
-from metering import CommitError, MeteringError
+from metering import CommitError, IntentError, MeteringError
 from retrieval import DocumentError, EmbedderError, EmbedderMismatchError
 
 EXPECTED = (
@@ -55,6 +56,7 @@ EXPECTED = (
     ArchiveError,
     CheckpointError,
     CommitError,
+    CorrectionError,
     DatabaseError,
     DemoError,
     DocumentError,
@@ -62,6 +64,7 @@ EXPECTED = (
     EmbedderMismatchError,
     EngineError,
     EntryConflict,
+    IntentError,
     KeyFileError,
     LogError,
     MeteringError,
@@ -112,6 +115,7 @@ app.add_typer(reading.attributions, name="attribution")
 app.add_typer(ledgers.ledgers, name="ledger")
 app.add_typer(archiving.archive, name="archive")
 app.add_typer(witness.witness, name="witness")
+app.add_typer(reading.ratings, name="feedback")
 
 
 def main() -> None:
