@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,8 +13,9 @@ from fastapi import FastAPI
 
 import attribution
 from gateway import answers, errors
+from gateway.admission import Admission
 from gateway.api import answers as answer_routes
-from gateway.api import contributors, openai, operations, transparency
+from gateway.api import contributors, feedback, openai, operations, transparency
 from gateway.api.requests import body_schemas
 from gateway.catalogue import Catalogue, publish
 from gateway.database import Database
@@ -26,6 +27,7 @@ from gateway.pipeline import Pipeline
 from gateway.registry import Registry, RegistryError
 from gateway.settings import Settings
 from gateway.state import Gateway
+from gateway.sweeper import Sweeper
 from gateway.transactions import Transactions, require_signer
 from ledger_client import Log, Signer
 from metering import Books, Committer, Transaction, open_intents
@@ -91,16 +93,27 @@ async def _opened(
         retriever = Retriever(settings.retrieval.index_file, embedding)
         transactions = Transactions(database, committer, metrics)
         await transactions.read(retriever.sync)
+        admission = Admission(transactions, books)
         pipeline = Pipeline(
             transactions=transactions,
+            admission=admission,
             books=books,
             registry=registry,
             retriever=retriever,
             engine=running,
             metrics=metrics,
             estimator=attribution.ESTIMATORS[settings.attribution.estimator],
+            limits=settings.limits,
         )
-        worker = asyncio.create_task(pipeline.work())
+        sweeper = Sweeper(
+            transactions=transactions,
+            admission=admission,
+            books=books,
+            metrics=metrics,
+            gateway_id=settings.server.id,
+            limits=settings.limits,
+        )
+        background = [asyncio.create_task(pipeline.work()), asyncio.create_task(sweeper.run())]
         try:
             yield Gateway(
                 settings=settings,
@@ -113,13 +126,21 @@ async def _opened(
                 engine=running,
                 metrics=metrics,
                 pipeline=pipeline,
-                embeddings=Embeddings(transactions=transactions, books=books, embedder=embedding, metrics=metrics),
+                embeddings=Embeddings(
+                    transactions=transactions,
+                    admission=admission,
+                    books=books,
+                    embedder=embedding,
+                    metrics=metrics,
+                    limits=settings.limits,
+                ),
             )
         finally:
-            worker.cancel()
-            with suppress(asyncio.CancelledError):
-                await worker
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
             await pipeline.close()
+            await transactions.close()
             await running.close()
     finally:
         committer.close()
@@ -140,7 +161,7 @@ def create_app(
 
     app = FastAPI(title="Tributary", version="0.1.0", lifespan=lifespan)
     errors.install(app)
-    for routes in (openai, answer_routes, contributors, transparency, operations):
+    for routes in (openai, answer_routes, feedback, contributors, transparency, operations):
         app.include_router(routes.router)
     app.add_middleware(Observed)
     described = app.openapi

@@ -79,6 +79,9 @@ class Metrics:
         self.credited_nano = self._counter(
             "tributary_credit_nano_total", "Credited by splits, nano-USD, by role", ("role",)
         )
+        self.swept_intents = self._counter(
+            "tributary_ledger_swept_intents_total", "Admitted requests voided because nobody answered them any more", ()
+        )
         self.adapter_loads = self._counter("tributary_adapter_loads_total", "Adapters loaded into the engine", ())
         self.adapter_evictions = self._counter(
             "tributary_adapter_evictions_total", "Adapters taken out of the engine to make room", ()

@@ -110,10 +110,20 @@ class AttributionSection(_Section):
 
 
 class Limits(_Section):
-    """What one request may cost the gateway."""
+    """What one request may cost the gateway, and how long what is left of it is kept."""
 
     body_bytes: int = Field(default=1 << 20, ge=1024)
     default_max_tokens: int = Field(default=128, ge=1)
+    answer_s: float = Field(default=600, gt=0, description="an answer that takes longer ends there, as by max_tokens")
+    intent_s: float = Field(default=900, gt=0, description="what was admitted earlier and has not ended is voided")
+    sweep_s: float = Field(default=30, gt=0, description="how often what is left over is looked for")
+    replay_hours: float = Field(default=24, ge=0, description="responses to keyed requests are kept so long; 0, never")
+
+    @model_validator(mode="after")
+    def _answers_end_before_their_intents(self) -> Self:
+        if self.intent_s <= self.answer_s:
+            raise ValueError("intent_s must be above answer_s, or a gateway would void what another still answers")
+        return self
 
 
 class PriceSection(_Section):

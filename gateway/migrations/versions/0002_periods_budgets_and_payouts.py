@@ -67,7 +67,14 @@ def upgrade() -> None:
         sa.Column("response", sa.LargeBinary(), nullable=True),
         sa.PrimaryKeyConstraint("account", "key_digest"),
     )
-    op.create_index("idempotency_by_age", "idempotency", ["created_at"], unique=False)
+    op.create_index(
+        "idempotency_kept",
+        "idempotency",
+        ["created_at"],
+        unique=False,
+        sqlite_where=sa.text("response IS NOT NULL"),
+        postgresql_where=sa.text("response IS NOT NULL"),
+    )
 
     op.create_table(
         "payout",
@@ -171,7 +178,12 @@ def downgrade() -> None:
     op.drop_index("payout_by_period", table_name="payout")
 
     op.drop_table("payout")
-    op.drop_index("idempotency_by_age", table_name="idempotency")
+    op.drop_index(
+        "idempotency_kept",
+        table_name="idempotency",
+        sqlite_where=sa.text("response IS NOT NULL"),
+        postgresql_where=sa.text("response IS NOT NULL"),
+    )
 
     op.drop_table("idempotency")
     op.drop_table("feedback_comment")
