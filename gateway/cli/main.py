@@ -14,18 +14,20 @@ from gateway.auth import UnknownKeyError
 from gateway.cli import asking, material, people, proofs, reading, server
 from gateway.cli.context import err
 from gateway.cli.demo import DemoError, demo
+from gateway.corrections import CorrectionError
 from gateway.database import DatabaseError
 from gateway.engines import EngineError
 from gateway.engines.weights import WeightsError
 from gateway.registry import RegistryError
 from gateway.settings import SettingsError
 from ledger_client import CheckpointError, EntryConflict, KeyFileError, LogError
-from metering import CommitError, MeteringError
+from metering import CommitError, IntentError, MeteringError
 from retrieval import DocumentError, EmbedderError, EmbedderMismatchError
 
 EXPECTED = (
     CheckpointError,
     CommitError,
+    CorrectionError,
     DatabaseError,
     DemoError,
     DocumentError,
@@ -33,6 +35,7 @@ EXPECTED = (
     EmbedderMismatchError,
     EngineError,
     EntryConflict,
+    IntentError,
     KeyFileError,
     LogError,
     MeteringError,
@@ -71,6 +74,7 @@ app.add_typer(people.keys, name="key")
 app.add_typer(material.documents, name="document")
 app.add_typer(material.adapters, name="adapter")
 app.add_typer(reading.attributions, name="attribution")
+app.add_typer(reading.ratings, name="feedback")
 
 
 def main() -> None:
