@@ -145,6 +145,7 @@ async def _opened(
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
             await pipeline.close()
+            await transactions.close()
             await running.close()
     finally:
         committer.close()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 import structlog
@@ -53,14 +53,23 @@ class Transactions(DatabaseReads):
         self._committer = committer
         self._metrics = metrics
         self._done: deque[Callable[[], None]] = deque()
+        self._reading: set[asyncio.Task[Any]] = set()
 
     async def read(self, query: Callable[[sa.Connection], T]) -> T:
         """Run a query in a read transaction of its own. Raises DatabaseUnavailableError."""
+        reading = asyncio.create_task(super().read(query))
+        self._reading.add(reading)
+        reading.add_done_callback(self._reading.discard)
         try:
-            return await super().read(query)
+            return await asyncio.shield(reading)
         except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError) as error:
             log.warning("database_unavailable", error=str(getattr(error, "orig", error)))
             raise DatabaseUnavailableError("the database does not answer; try again later") from None
+
+    async def close(self) -> None:
+        """Return when every query has ended; one whose caller has gone would outlive the database otherwise."""
+        while self._reading:
+            await asyncio.wait(self._reading)
 
     async def commit(self, record: str, work: Callable[[Transaction], T], *expected: Expected) -> T:
         """Run work in a transaction; returns when it is durable. record: what is written, a label of the metric.

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 import orjson
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, ValidationError, model_validator
 from pydantic.json_schema import models_json_schema
 from starlette.requests import ClientDisconnect
 
@@ -151,11 +151,17 @@ class EmbeddingRequest(_Body):
         return [self.input] if isinstance(self.input, str) else self.input
 
 
+def _is_rating(value: int) -> int:
+    if value not in (-1, 1):
+        raise ValueError("it must be 1 or -1")
+    return value
+
+
 class FeedbackRequest(_Body):
     """The body of /v1/feedback."""
 
     request_id: Annotated[str, Field(max_length=40)]
-    rating: Literal[-1, 1]
+    rating: Annotated[StrictInt, AfterValidator(_is_rating), Field(json_schema_extra={"enum": [-1, 1]})]
     comment: Annotated[str, Field(max_length=4000, pattern=r"^[^\x00]*$")] | None = None
 
 

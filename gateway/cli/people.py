@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any
 
@@ -79,14 +78,12 @@ def create(
     name: Annotated[str, typer.Option(help="What you call it.")],
     contributor: Annotated[str | None, typer.Option(help="Whose earnings a contributor's key reads.")] = None,
     credit: Annotated[str | None, typer.Option(help="USD that a caller's key starts with, such as 5.00.")] = None,
-    account_of: Annotated[
-        str | None, typer.Option(help="Id or name of a caller's key whose account it shares.")
-    ] = None,
+    config: ConfigOption = DEFAULT_CONFIG,
+    *,
+    account_of: Annotated[str | None, typer.Option(help="Id or name of a key whose account it shares.")] = None,
     monthly_usd: MonthlyOption = None,
     requests_per_minute: RequestsOption = None,
     tokens_per_minute: TokensOption = None,
-    config: ConfigOption = DEFAULT_CONFIG,
-    *,
     as_json: JsonOption = False,
 ) -> None:
     """Make a key and print it, this once. The limits are the key's own; an account's are set by `key limit`."""
@@ -156,7 +153,7 @@ def limit(
         principal = _caller(transaction, key)
         subject = principal.subject if account else principal.key_id
         known = None if none else transaction.budget(subject)
-        budget = replace(known or Budget(subject=subject), **limits)
+        budget = Budget(**vars(known or Budget(subject=subject)) | limits)
         o.books.set_budget(transaction, budget)
     whose = f"the account of {principal.name}" if account else principal.name
     if as_json:

@@ -138,6 +138,8 @@ def supersede_attribution(
 ) -> None:
     """Correct who owns documents of an answer: its shares stay, the difference is posted by a new entry of the log."""
     owners = dict(_owner(text) for text in owner)
+    if len(owners) != len(owner):
+        raise typer.BadParameter("a document is named twice", param_hint="--owner")
     with office(config) as o, o.write() as transaction:
         done = correct_owners(transaction, o.books, o.registry, request_id, owners, reason)
     changes = [{"account": account, "amount_nano": str(nano)} for account, nano in done.changes_nano.items()]
