@@ -2,6 +2,8 @@
 
 from ledger_client.addresses import AddressError, from_address, to_address
 from ledger_client.amounts import CONTRIBUTOR_PREFIX, PAYOUTS, SUSPENSE, Amounts, Line, nano
+from ledger_client.archive import Exported, export, prove_equal, restore
+from ledger_client.archive_reader import ArchiveReader, fsck_archive
 from ledger_client.backoff import Backoff
 from ledger_client.batches import (
     MAX_BATCH_BYTES,
@@ -49,7 +51,9 @@ from ledger_client.periods import (
 from ledger_client.receipt import Receipt, ReceiptError, Step, Verified, verify_receipt
 from ledger_client.received import Received
 from ledger_client.remote_ledger import NOT_HELD, RemoteLedger, format_refusal
+from ledger_client.rows import Rows
 from ledger_client.settlement import (
+    ChainError,
     Claim,
     Payouts,
     PayoutTree,
@@ -69,6 +73,7 @@ from ledger_client.shipping import (
     verify_accepted,
 )
 from ledger_client.stored import StoredLog, fsck_derived
+from ledger_client.stores import ArchiveError, DirectoryStore, open_source, open_store
 from ledger_client.tables import metadata
 from ledger_client.tiles import TILE_WIDTH, Tile, TileError, hashes_from_tiles, pack_bundle, unpack_bundle
 from ledger_client.witness import Refusal, Submission, WitnessRefused
@@ -93,18 +98,23 @@ __all__ = [
     "AddressError",
     "Amounts",
     "Appended",
+    "ArchiveError",
+    "ArchiveReader",
     "Backoff",
     "Batch",
     "BatchFault",
     "BatchRefused",
+    "ChainError",
     "Checkpoint",
     "CheckpointError",
     "Claim",
     "Cosignature",
+    "DirectoryStore",
     "Draft",
     "Entry",
     "EntryConflict",
     "EntryError",
+    "Exported",
     "Fault",
     "Finding",
     "Frontier",
@@ -136,6 +146,7 @@ __all__ = [
     "Refusal",
     "Remembered",
     "RemoteLedger",
+    "Rows",
     "SettlementError",
     "Shipment",
     "Signer",
@@ -160,10 +171,12 @@ __all__ = [
     "consistency_path",
     "entries_of",
     "entry_id",
+    "export",
     "forks",
     "format_refusal",
     "from_address",
     "fsck",
+    "fsck_archive",
     "fsck_derived",
     "fsck_shipments",
     "hashes_from_tiles",
@@ -175,9 +188,13 @@ __all__ = [
     "next_batch",
     "next_period",
     "node_hash",
+    "open_source",
+    "open_store",
     "pack_bundle",
     "payable_nano",
     "period_of",
+    "prove_equal",
+    "restore",
     "root_from_inclusion_path",
     "shipped",
     "sources",

@@ -10,15 +10,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cache, cached_property
 from importlib.resources import files
 from typing import Any
 
 from ledger_client.addresses import from_address
-from ledger_client.evm import Chain, ChainError, ChainKey, Sent
+from ledger_client.evm import Chain, ChainKey, Sent
 from ledger_client.keys import KeyFileError
 from ledger_client.merkle import HASH_BYTES
-from ledger_client.settlement import Claim
+from ledger_client.settlement import ChainError, Claim
 
 __all__ = ["Anchor", "ChainError", "ChainKey", "Distributor", "Epoch", "KeyFileError", "Sent", "Standing", "artefact"]
 
@@ -249,10 +250,19 @@ class Distributor:
         out its timelock or was followed by another, or the funds do not reach.
         """
         claim.verify()
-        return self._once(
-            lambda: self.claimed(claim.account) >= claim.cumulative,
-            self.functions.claim(claim.account, claim.cumulative, claim.root, list(claim.proof)),
-        )
+        try:
+            return self._once(
+                lambda: self.claimed(claim.account) >= claim.cumulative,
+                self.functions.claim(claim.account, claim.cumulative, claim.root, list(claim.proof)),
+            )
+        except ChainError as error:
+            waiting = self._waiting(claim.root) if error.error == "RootNotCurrent" else None
+            if waiting is None:
+                raise
+            time = datetime.fromtimestamp(waiting.claimable_at_s or 0, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            raise ChainError(
+                f"epoch {waiting.number} waits out its timelock: claims open at {time}", error=error.error
+            ) from error
 
     def fund(self, total: int) -> Sent | None:
         """Bring the tokens ever funded up to a total, from the key's own address; None when they are there.
@@ -282,6 +292,12 @@ class Distributor:
 
     def _token(self) -> Any:
         return self.chain.web3.eth.contract(address=self.token, abi=_TOKEN_ABI).functions  # type: ignore[call-overload]
+
+    def _waiting(self, root: bytes) -> Epoch | None:
+        """Return the epoch of this root that no one can claim against yet, None when there is none."""
+        current, latest = (int(self.chain.call(self.functions[name]())) for name in ("currentEpoch", "latestEpoch"))
+        epochs = (self.epoch(number) for number in range(latest, current, -1))
+        return next((epoch for epoch in epochs if epoch is not None and epoch.root == root), None)
 
     def _once(self, done: Callable[[], bool], function: Any) -> Sent | None:
         """Send unless it is done; when sending fails, look whether another, or a lost attempt, has done it."""

@@ -135,7 +135,7 @@ def inclusion_path(index: int, size: int, hash_at: HashAt) -> list[bytes]:
     """Return the siblings from the leaf's up to the root's child (RFC 9162 section 2.1.3.1). Needs 0 ≤ index < size."""
     if not 0 <= index < size:
         raise ValueError(f"no leaf {index} in a tree of {size}")
-    return _path(0, index, size, hash_at)
+    return subtree_path(0, index, size, hash_at)
 
 
 def consistency_path(old_size: int, new_size: int, hash_at: HashAt) -> list[bytes]:
@@ -148,7 +148,7 @@ def consistency_path(old_size: int, new_size: int, hash_at: HashAt) -> list[byte
     if old_size in {0, new_size}:
         return []
     level, index = _last_subtree(old_size)
-    path = _path(level, index, new_size, hash_at)
+    path = subtree_path(level, index, new_size, hash_at)
     # When that subtree is all of the old tree, the verifier holds its hash already: the old root.
     return path if index == 0 else [hash_at(level, index), *path]
 
@@ -212,7 +212,12 @@ def _is_left(index: int) -> bool:
     return index % 2 == 0
 
 
-def _path(level: int, index: int, size: int, hash_at: HashAt) -> list[bytes]:
+def subtree_path(level: int, index: int, size: int, hash_at: HashAt) -> list[bytes]:
+    """Return the siblings from a subtree's up to the root's child; the last of a level may be incomplete.
+
+    The root that they lead to is `root_from_inclusion_path` of the subtree's hash, as if it were a leaf of a tree of
+    ⌈size / 2^level⌉ leaves.
+    """
     return [
         _fold([hash_at(*node) for node in _subtrees(sibling << at, min((sibling + 1) << at, size))])
         for at, sibling in ((level + height, sibling) for height, sibling in _siblings(index, (size - 1) >> level))

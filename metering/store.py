@@ -150,3 +150,23 @@ def request_state_of(row: Row[Any]) -> RequestState:
         served_model=row.served_model,
         attribution_index=row.attribution_index,
     )
+
+
+def request_row(state: RequestState | None) -> tuple[object, ...]:
+    """Return the row of intent_table that a request is stored in."""
+    assert state is not None  # noqa: S101 - only what was set is written
+    intent = state.intent
+    return (
+        intent.gateway,
+        intent.gateway_seq,
+        intent.request_id,
+        intent.account,
+        intent.maximum_nano,
+        intent.maximum_tokens,
+        " ".join(intent.budgeted),
+        intent.admitted_at,
+        state.ended_index,
+        state.charge_nano,
+        state.served_model,
+        state.attribution_index,
+    )

@@ -22,6 +22,7 @@ from gateway.registry import RegistryError
 from gateway.settings import SettingsError
 from ledger_client import (
     AddressError,
+    ChainError,
     CheckpointError,
     EntryConflict,
     KeyFileError,
@@ -37,6 +38,7 @@ from retrieval import DocumentError, EmbedderError, EmbedderMismatchError
 
 EXPECTED = (
     AddressError,
+    ChainError,
     CheckpointError,
     CommitError,
     DatabaseError,
