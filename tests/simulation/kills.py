@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from random import Random
-from typing import Any
+from typing import Any, TypeAlias
 
 import sqlalchemy as sa
 
@@ -98,6 +98,10 @@ class Writer:
         return bool(heard)
 
 
+Strike: TypeAlias = Callable[[Sequence[Writer]], object]
+"""Kills something, while the writers write."""
+
+
 class UnderFire:
     """One ledger whose writers are killed again and again."""
 
@@ -109,7 +113,7 @@ class UnderFire:
     def close(self) -> None:
         self._database.close()
 
-    def run(self, lots: Random, strike: Callable[[Sequence[Writer]], object], writers: int = 1) -> Outcome:
+    def run(self, lots: Random, strike: Strike, writers: int = 1) -> Outcome:
         """Keep the ledger busy from so many processes, strike at a time drawn by lot, recover, and look."""
         running = [Writer.start(self.url, gateway, lots.getrandbits(32)) for gateway in GATEWAYS[:writers]]
         for writer in running:
@@ -168,7 +172,7 @@ def one_writer(writers: Sequence[Writer]) -> None:
     writers[0].kill()
 
 
-def whole_server(server: Server) -> Callable[[Sequence[Writer]], None]:
+def whole_server(server: Server) -> Strike:
     """Kill PostgreSQL, every process of it, and start it again."""
 
     def strike(_writers: Sequence[Writer]) -> None:
@@ -178,7 +182,7 @@ def whole_server(server: Server) -> Callable[[Sequence[Writer]], None]:
     return strike
 
 
-def one_of_the_server(server: Server, lots: Random) -> Callable[[Sequence[Writer]], None]:
+def one_of_the_server(server: Server, lots: Random) -> Strike:
     """Kill one process of PostgreSQL, be it a writer's own or the journal's; it ends the others and recovers."""
 
     def strike(_writers: Sequence[Writer]) -> None:

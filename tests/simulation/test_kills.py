@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from random import Random
 
@@ -44,15 +44,6 @@ START_S = 120
 CLIENTS = 4
 
 
-@contextmanager
-def under_fire(url: str) -> Iterator[UnderFire]:
-    ledger = UnderFire(url)
-    try:
-        yield ledger
-    finally:
-        ledger.close()
-
-
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     """A server to kill, which is therefore never the one of DATABASE_URL."""
@@ -63,7 +54,7 @@ def server() -> Iterator[Server]:
 @pytest.mark.parametrize("writers", [1, 2])
 def test_a_writer_that_is_killed_loses_nothing(new_database: NewDatabase, writers: int) -> None:
     lots = Random(writers)  # noqa: S311 - lots, and no secrets
-    with new_database() as url, under_fire(url) as ledger:
+    with new_database() as url, closing(UnderFire(url)) as ledger:
         outcomes = [ledger.run(lots, one_writer, writers) for _ in range(6)]
     assert all(outcome.clean for outcome in outcomes), outcomes
     assert sum(outcome.acknowledged for outcome in outcomes) > 6
@@ -71,14 +62,14 @@ def test_a_writer_that_is_killed_loses_nothing(new_database: NewDatabase, writer
 
 def test_a_server_of_which_one_process_is_killed_loses_nothing(server: Server) -> None:
     lots = Random(3)  # noqa: S311 - lots, and no secrets
-    with under_fire(server.url.render_as_string(hide_password=False)) as ledger:
+    with closing(UnderFire(server.url.render_as_string(hide_password=False))) as ledger:
         outcomes = [ledger.run(lots, one_of_the_server(server, lots), writers=2) for _ in range(2)]
     assert all(outcome.clean for outcome in outcomes), outcomes
 
 
 def test_a_server_that_is_killed_whole_loses_nothing(server: Server) -> None:
     lots = Random(4)  # noqa: S311 - lots, and no secrets
-    with under_fire(server.url.render_as_string(hide_password=False)) as ledger:
+    with closing(UnderFire(server.url.render_as_string(hide_password=False))) as ledger:
         outcomes = [ledger.run(lots, whole_server(server), writers=2) for _ in range(2)]
     assert all(outcome.clean for outcome in outcomes), outcomes
 
