@@ -546,5 +546,5 @@ def sum_nano(lines: Iterable[dict[str, str]]) -> int:
 
 def test_the_laws_hold_in_every_history(new_database: NewDatabase) -> None:
     run_state_machine_as_test(
-        lambda: BooksMachine(new_database), settings=settings(max_examples=12, stateful_step_count=30)
+        lambda: BooksMachine(new_database), settings=settings(max_examples=8, stateful_step_count=25)
     )
