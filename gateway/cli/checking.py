@@ -24,6 +24,7 @@ from ledger_client import (
     Verifier,
     fsck,
     fsck_archive,
+    fsck_shipments,
     open_source,
 )
 from ledger_client import Progress as Checked
@@ -134,6 +135,7 @@ def _check_own(key: str | None, config: Path) -> tuple[int, list[Finding]]:
             total=size,
             progress=partial(_tell_checked, tell),
         )
+        findings += fsck_shipments(connection, o.log)
     return size, findings
 
 

@@ -11,23 +11,43 @@ from rich.markup import escape
 
 from gateway import answers
 from gateway.cli.context import DEFAULT_CONFIG, ConfigOption, JsonOption, office, out, print_json, say
-from gateway.settings import load
-from ledger_client import Line, QuorumError, Signer, Verifier, WitnessVerifier, verify_receipt
+from gateway.settings import Settings, load
+from ledger_client import (
+    Line,
+    QuorumError,
+    Signer,
+    Verifier,
+    WitnessVerifier,
+    ledger_receipt,
+    verify_receipt,
+)
 
 
 def receipt(
     request_id: str,
     output: Annotated[Path | None, typer.Option("--out", "-o", help="Write to a file instead of printing.")] = None,
+    ledger: Annotated[str | None, typer.Option(help="The proof that this one of [[ledgers]] holds it too.")] = None,
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
     """The proof that an answer's newest entry is in the log; it verifies offline."""
     with office(config) as o, o.database.read() as connection:
-        text = o.log.receipt(connection, answers.find(connection, request_id).newest_index)
+        log_index = answers.find(connection, request_id).newest_index
+        if ledger is None:
+            text = o.log.receipt(connection, log_index)
+        else:
+            text = ledger_receipt(connection, o.log, _ledger_origin(o.settings, ledger), log_index)
     if output is None:
         typer.echo(text, nl=False)
     else:
         output.write_text(text, encoding="utf-8")
         say(f"receipt of {request_id} in {output}")
+
+
+def _ledger_origin(settings: Settings, name: str) -> str:
+    for ledger in settings.ledgers:
+        if ledger.name == name:
+            return ledger.verifier.name
+    raise typer.BadParameter(f"no [[ledgers]] is named {name!r}", param_hint="--ledger")
 
 
 def log_key(config: ConfigOption = DEFAULT_CONFIG) -> None:

@@ -216,6 +216,67 @@ def test_keys(run: Run) -> None:
     assert run("key", "create", "--role", "contributor", "--name", "x", "--contributor", "nobody").code == 1
 
 
+def test_keys_with_limits(run: Run) -> None:
+    run("key", "create", "--role", "caller", "--name", "app", "--credit", "2", "--monthly-usd", "20")
+    shared = ("--account-of", "app", "--requests-per-minute", "60", "--tokens-per-minute", "9000")
+    run("key", "create", "--role", "caller", "--name", "second", *shared)
+    app, second = run("key", "list", "--json").json
+    assert app["subject"] == second["subject"]
+    assert second["available_usd"] == "2.000000000"
+    unlimited = {"monthly_usd": None, "requests_per_minute": None, "tokens_per_minute": None}
+    unspent = unlimited | {"spent_this_month_usd": "0.000000000"}
+    assert app["limits"] == unspent | {"monthly_usd": "20.000000000"}
+    assert second["limits"] == unspent | {"requests_per_minute": 60, "tokens_per_minute": 9000}
+    assert app["account_limits"] is None
+    assert (
+        "second: 10 requests/min, 9000 tokens/min" in run("key", "limit", "second", "--requests-per-minute", "10").out
+    )
+    assert "the account of app: 0.0" in run("key", "limit", "app", "--account", "--monthly-usd", "9.5").out
+    assert run("key", "list", "--json").json[1]["account_limits"] == unspent | {"monthly_usd": "9.500000000"}
+    assert "9000 tokens/min" in run("key", "list").out
+    assert run("key", "limit", "second", "--none").out.strip() == "second: no limits"
+    assert run("key", "list", "--json").json[1]["limits"] is None
+    run("key", "revoke", "app")
+    assert run("key", "list", "--json").json[0]["limits"] == unspent | {"monthly_usd": "20.000000000"}
+
+
+def test_limits_that_cannot_be_are_usage_errors(run: Run) -> None:
+    run("key", "create", "--role", "operator", "--name", "op")
+    run("key", "create", "--role", "caller", "--name", "app")
+    for wrong in (
+        ("create", "--role", "operator", "--name", "x", "--monthly-usd", "1"),
+        ("create", "--role", "operator", "--name", "x", "--account-of", "app"),
+        ("create", "--role", "caller", "--name", "x", "--account-of", "op"),
+        ("create", "--role", "caller", "--name", "x", "--requests-per-minute", "-1"),
+        ("limit", "app"),
+        ("limit", "app", "--none", "--monthly-usd", "1"),
+        ("limit", "app", "--monthly-usd", "much"),
+        ("limit", "op", "--monthly-usd", "1"),
+    ):
+        assert run("key", *wrong).code == 2, wrong
+    assert run("key", "limit", "nobody", "--none").code == 1
+    assert len(run("key", "list", "--json").json) == 2
+
+
+def test_a_statement_in_each_form_printed_and_in_a_file(run: Run, tmp_path: Path) -> None:
+    run("contributor", "add", "ada", "--name", "Ada & Co")
+    stated = ("statement", "ada", "2025-01")
+    assert run(*stated, "--json").json["lines"] == []
+    assert "Ada &amp; Co" in run(*stated, "--html").out
+    for form in ("--csv", "--html", "--json"):
+        written = tmp_path / "statement"
+        assert run(*stated, form, "--out", str(written)).code == 0
+        assert written.read_bytes().decode() == run(*stated, form).out
+    assert "the period is open" in run(*stated).out
+    assert run(*stated, "--csv", "--html").code == 2
+    assert run(*stated, "--out", "x").code == 2
+
+
+def test_feedback_without_any(run: Run) -> None:
+    assert run("feedback", "list", "--json").json == []
+    assert run("feedback", "list", "--request", "req_x").code == 0
+
+
 def test_documents(run: Run, tmp_path: Path) -> None:
     run("contributor", "add", "ada")
     page = tmp_path / "clock.md"
