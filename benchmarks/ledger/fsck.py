@@ -162,7 +162,7 @@ def read_entries(folder: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def check_once(folder: Path, processes: int) -> dict[str, float]:
-    """Check a written log; returns entries a second, CPU time an entry, and the largest memory of any process in MiB."""
+    """Check a written log; returns entries a second, CPU time an entry, and the most memory of any process in MiB."""
     verifier = Verifier.parse((folder / "key").read_text(encoding="utf-8"))
     started = time.perf_counter()
     with (folder / "notes").open(encoding="utf-8") as notes:
