@@ -114,8 +114,9 @@ class Committer:
             return
         except BaseException as error:
             for job in batch:
-                gone = job.error is None or isinstance(job.error, OperationalError | InterfaceError)
-                job.future.set_exception(_commit_error(error) if gone else job.error)
+                # What one of many raised may rest on what those before it did, which is gone.
+                own = None if len(batch) > 1 or isinstance(job.error, OperationalError | InterfaceError) else job.error
+                job.future.set_exception(own or _commit_error(error))
             return
         for job in batch:
             if job.error is None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from sqlalchemy import insert, select
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, insert, select
 
 from ledger_client import Entry
 from metering._checks import DIGEST, check_text
@@ -14,6 +17,25 @@ from metering.transaction import Transaction
 _ADD_RATING = insert(rating_table)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rating:
+    """One rating that a caller gave an answer: 1 or −1, by the entry that holds it."""
+
+    log_index: int
+    request_id: str
+    time: str
+    rating: int
+
+
+def ratings(connection: Connection, request_id: str | None = None) -> Iterator[Rating]:
+    """Yield every rating, or those of one answer, in log order, streaming."""
+    query = select(rating_table).order_by(rating_table.c.log_index)
+    if request_id is not None:
+        query = query.where(rating_table.c.request_id == request_id)
+    for row in connection.execute(query.execution_options(yield_per=1000)):
+        yield Rating(**row._mapping)
+
+
 def record_feedback(
     books: Books, transaction: Transaction, request_id: str, rating: int, comment_digest: str | None = None
 ) -> int:
@@ -22,7 +44,7 @@ def record_feedback(
     rating: 1 or −1. comment_digest: salted SHA-256, in hex, of what the caller wrote; the text never enters the log.
     Repeating the newest rating logs nothing. Raises IntentError when the request was not charged.
     """
-    if rating not in (1, -1) or isinstance(rating, bool):
+    if type(rating) is not int or rating not in (1, -1):
         raise MeteringError(f"a rating is 1 or -1, not {rating!r}")
     if comment_digest is not None:
         check_text("comment_digest", comment_digest, DIGEST)

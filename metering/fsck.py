@@ -5,13 +5,14 @@ What is wrong with the log itself is for `ledger_client.fsck` to say.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from heapq import merge
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, TypeAlias, cast
+from typing import Any, ClassVar, TypeAlias, cast
 
 from sqlalchemy import Column, Connection, Row, Table, select
 
@@ -20,20 +21,20 @@ from ledger_client import (
     Amounts,
     Entry,
     EntryError,
+    Fault,
     Finding,
     Log,
+    Logged,
     PeriodError,
     check_period,
+    leaf_hash,
     nano,
     period_of,
 )
-from metering.postings import CONTRIBUTOR_PREFIX
+from metering._totals import Earned, total_faults
 from metering.store import Balance, open_intents
 from metering.tables import (
-    account_period_table,
-    account_table,
     address_table,
-    earning_table,
     intent_table,
     payout_table,
     period_table,
@@ -46,8 +47,6 @@ _PAGE_ROWS = 1000
 _Facts: TypeAlias = dict[str, object]
 """Column → the value that an entry gives it."""
 
-_Fault: TypeAlias = tuple[str, str]
-"""(invariant, what is wrong)"""
 
 # The types whose entries each stand as one row of a table, under their log index and with members of their own names.
 _MIRRORS: Mapping[str, Table] = {
@@ -65,8 +64,8 @@ _ROLES = {
 _RECORDS = {"answer.attributed", "answer.superseded"}
 
 
-def fsck_books(connection: Connection, log: Log) -> list[Finding]:
-    """Check the stored postings, intents and account totals against the log. Returns what is broken, in log order.
+class StoredBooks:
+    """A law for `ledger_client.fsck`: the stored postings, intents and account totals are what the entries say.
 
     I3: the posting rows of a log index are the entry's postings, in order, with its time and period and with the role,
     player, model and request that follow from it; no row is without an entry; the totals of an account, and what a
@@ -78,33 +77,91 @@ def fsck_books(connection: Connection, log: Log) -> list[Finding]:
     connection: in a transaction that sees one snapshot. Reads every table once, in pages; memory grows by the accounts
     and what they earned through, by the charges that wait for their attribution, and by the corrections.
     """
-    findings: list[Finding] = []
-    totals: defaultdict[str, Balance] = defaultdict(Balance)
-    earned = _Earned()
-    replay = _Replay()
-    for log_index, stored in _side_by_side(connection, log):
-        for invariant, message in _faults(log_index, stored, replay):
-            findings.append(Finding(invariant=invariant, log_index=log_index, message=message))
+
+    types: ClassVar[frozenset[str] | None] = None
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._rows = _by_log_index(connection)
+        self._next = next(self._rows, None)
+        self._findings: list[Finding] = []
+        self._credits: defaultdict[str, int] = defaultdict(int)
+        self._debits: defaultdict[str, int] = defaultdict(int)
+        self._earned = Earned()
+        self._replay = _Replay()
+
+    def entry(self, logged: Logged, /) -> Iterator[Fault]:
+        """Compare the rows that refer to this entry with it."""
+        self._skip_to(logged.log_index)
+        stored = _Stored()
+        if self._next is not None and self._next[0] == logged.log_index:
+            stored = self._take()
+        if logged.entry is None or logged.amounts is None:
+            return  # the entry itself is at fault, and no row can be compared with it
+        yield from _faults(logged.log_index, logged.entry, logged.amounts, stored, self._replay)
+
+    def end(self) -> Iterator[Finding]:
+        """Name the rows that refer to no entry, and the totals that are no sums."""
+        self._skip_to(None)
+        for log_index, facts in self._replay.unnoted.items():
+            message = f"the intent of request {facts['request_id']} is not stored as attributed by this entry"
+            self._findings.append(Finding(invariant="I4", log_index=log_index, message=message))
+        yield from sorted(self._findings, key=lambda finding: finding.log_index or 0)
+        pending: defaultdict[str, int] = defaultdict(int)
+        for intent in open_intents(self._connection):
+            pending[intent.account] += intent.maximum_nano
+        totals = {
+            account: Balance(
+                credits_nano=self._credits[account], debits_nano=self._debits[account], pending_nano=pending[account]
+            )
+            for account in self._credits.keys() | pending.keys()
+        }
+        for invariant, message in (
+            *total_faults(self._connection, totals),
+            *self._earned.faults(self._connection),
+        ):
+            yield Finding(invariant=invariant, log_index=None, message=message)
+
+    def _take(self) -> _Stored:
+        """Return the next rows, and count them."""
+        assert self._next is not None  # noqa: S101 - asked before
+        _, stored = self._next
+        self._next = next(self._rows, None)
         for row in stored.postings:
-            moved = Balance(credits_nano=max(row.amount_nano, 0), debits_nano=max(-row.amount_nano, 0))
-            totals[row.account] = totals[row.account].plus(moved)
-            earned.add(row)
-    for log_index, facts in replay.unnoted.items():
-        message = f"the intent of request {facts['request_id']} is not stored as attributed by this entry"
-        findings.append(Finding(invariant="I4", log_index=log_index, message=message))
-    findings.sort(key=lambda finding: finding.log_index or 0)
-    for intent in open_intents(connection):
-        totals[intent.account] = totals[intent.account].plus(Balance(pending_nano=intent.maximum_nano))
-    for invariant, message in (*_total_faults(connection, totals), *earned.faults(connection)):
-        findings.append(Finding(invariant=invariant, log_index=None, message=message))
-    return findings
+            self._credits[row.account] += max(row.amount_nano, 0)
+            self._debits[row.account] += max(-row.amount_nano, 0)
+            self._earned.add(row)
+        return stored
+
+    def _skip_to(self, log_index: int | None) -> None:
+        """Note the rows before a log index, or all that are left, as rows without an entry."""
+        while self._next is not None and (log_index is None or self._next[0] < log_index):
+            at = self._next[0]
+            for invariant, message in _homeless(self._take()):
+                self._findings.append(Finding(invariant=invariant, log_index=at, message=message))
+
+
+def fsck_books(connection: Connection, log: Log) -> list[Finding]:
+    """Hold this package's tables against the log alone: see `StoredBooks`. Returns what is broken, in log order."""
+    law = StoredBooks(connection)
+    findings: list[Finding] = []
+    for log_index, raw in log.entries(connection):
+        entry = amounts = None
+        with suppress(EntryError):
+            entry = Entry.decode(raw)
+            amounts = Amounts.of(entry)
+        for invariant, message in law.entry(Logged(log_index, leaf_hash(raw), entry, amounts)):
+            findings.append(Finding(invariant=invariant, log_index=log_index, message=message))
+    last = list(law.end())
+    of_entries = [finding for finding in last if finding.log_index is not None]
+    findings = sorted(findings + of_entries, key=lambda finding: finding.log_index or 0)
+    return [*findings, *(finding for finding in last if finding.log_index is None)]
 
 
 @dataclass(kw_only=True)
 class _Stored:
-    """What is stored under one log index: at most one entry, and the rows that refer to it."""
+    """The rows that refer to one log index."""
 
-    logged: list[bytes] = field(default_factory=list)
     postings: list[Row[Any]] = field(default_factory=list)
     ended: list[Row[Any]] = field(default_factory=list)
     attributed: list[Row[Any]] = field(default_factory=list)
@@ -128,11 +185,10 @@ class _Replay:
             raise EntryError("period.closed names no period") from None
 
 
-def _side_by_side(connection: Connection, log: Log) -> Iterator[tuple[int, _Stored]]:
-    """Walk the log and the tables together, by log index."""
+def _by_log_index(connection: Connection) -> Iterator[tuple[int, _Stored]]:
+    """Walk all tables together."""
     intents = intent_table.c
     streams: list[Iterable[tuple[int, str, Any]]] = [
-        ((log_index, "logged", raw) for log_index, raw in log.entries(connection)),
         _rows(connection, "postings", posting_table.c.log_index, posting_table.c.position),
         _rows(connection, "ended", intents.ended_index, intents.gateway, intents.gateway_seq),
         _rows(connection, "attributed", intents.attribution_index, intents.gateway, intents.gateway_seq),
@@ -159,19 +215,19 @@ def _mirrored(connection: Connection, table: Table) -> Iterator[tuple[int, str, 
         yield log_index, "mirrors", (table, row)
 
 
-def _faults(log_index: int, stored: _Stored, replay: _Replay) -> Iterator[_Fault]:
+def _homeless(stored: _Stored) -> Iterator[Fault]:
+    """Yield a fault for each row that refers to an entry which is not in the log."""
+    for row in stored.postings:
+        yield "I3", f"posting {row.position}, of {row.amount_nano} nano on {row.account}, has no entry"
+    for table, _ in stored.mirrors:
+        yield "I3", f"a row of {table.name} has no entry"
+    for row in (*stored.ended, *stored.attributed):
+        yield "I4", f"the intent of request {row.request_id} refers to an entry that is not in the log"
+
+
+def _faults(log_index: int, entry: Entry, amounts: Amounts, stored: _Stored, replay: _Replay) -> Iterator[Fault]:
     """Yield what the rows of one log index have that its entry does not say, and the reverse."""
-    if not stored.logged:
-        for row in stored.postings:
-            yield "I3", f"posting {row.position}, of {row.amount_nano} nano on {row.account}, has no entry"
-        for table, _ in stored.mirrors:
-            yield "I3", f"a row of {table.name} has no entry"
-        for row in (*stored.ended, *stored.attributed):
-            yield "I4", f"the intent of request {row.request_id} refers to an entry that is not in the log"
-        return
     try:
-        entry = Entry.decode(stored.logged[0])
-        amounts = Amounts.of(entry)
         request = _request_facts(log_index, entry, replay)
         period = period_of(entry.time, replay.last_closed)
         if entry.type == "period.closed":
@@ -212,7 +268,7 @@ def _request_facts(log_index: int, entry: Entry, replay: _Replay) -> _Facts:
     return facts
 
 
-def _replacement_faults(entry: Entry, request: _Facts, replay: _Replay) -> Iterator[_Fault]:
+def _replacement_faults(entry: Entry, request: _Facts, replay: _Replay) -> Iterator[Fault]:
     """Let the record rest that a correction replaces, or say that it is still noted as in force."""
     if entry.type != "answer.superseded":
         return
@@ -271,7 +327,7 @@ def _mirror_facts(entry: Entry) -> _Facts:
     return facts
 
 
-def _mirror_faults(rows: Sequence[tuple[Table, Row[Any]]], expected: Table | None, facts: _Facts) -> Iterator[_Fault]:
+def _mirror_faults(rows: Sequence[tuple[Table, Row[Any]]], expected: Table | None, facts: _Facts) -> Iterator[Fault]:
     for table, row in rows:
         if table is not expected:
             yield "I3", f"a row of {table.name} is stored that the entry does not make"
@@ -281,7 +337,7 @@ def _mirror_faults(rows: Sequence[tuple[Table, Row[Any]]], expected: Table | Non
         yield "I3", f"the entry is not stored as a row of {expected.name}"
 
 
-def _posting_faults(rows: Sequence[Row[Any]], expected: Sequence[_Facts]) -> Iterator[_Fault]:
+def _posting_faults(rows: Sequence[Row[Any]], expected: Sequence[_Facts]) -> Iterator[Fault]:
     stored = {row.position: row for row in rows}
     for position in sorted(stored.keys() | range(len(expected))):
         row = stored.get(position)
@@ -294,7 +350,7 @@ def _posting_faults(rows: Sequence[Row[Any]], expected: Sequence[_Facts]) -> Ite
             yield "I3", f"posting {position} is not the entry's: {wrong}"
 
 
-def _intent_faults(rows: Sequence[Row[Any]], expected: _Facts | None, referred: str) -> Iterator[_Fault]:
+def _intent_faults(rows: Sequence[Row[Any]], expected: _Facts | None, referred: str) -> Iterator[Fault]:
     """Yield what is wrong with the intents that refer to an entry; expected is None where none should."""
     for row in rows:
         if expected is None:
@@ -314,71 +370,3 @@ def _differences(row: Row[Any], facts: _Facts) -> str:
     return ", ".join(
         f"{name} is {stored[name]!r}, not {fact!r}" for name, fact in facts.items() if stored[name] != fact
     )
-
-
-def _total_faults(connection: Connection, totals: Mapping[str, Balance]) -> Iterator[_Fault]:
-    """Compare the totals of all accounts with what their postings and open intents sum to."""
-    stored = {
-        row.account: Balance(credits_nano=row.credits_nano, debits_nano=row.debits_nano, pending_nano=row.pending_nano)
-        for row in connection.execute(select(account_table))
-    }
-    for account in sorted(stored.keys() | totals.keys()):
-        held, due = stored.get(account, Balance()), totals.get(account, Balance())
-        for name in ("credits_nano", "debits_nano"):
-            if getattr(held, name) != getattr(due, name):
-                yield (
-                    "I3",
-                    f"{name} of {account} is {getattr(held, name)}, but its postings sum to {getattr(due, name)}",
-                )
-        if held.pending_nano != due.pending_nano:
-            yield (
-                "I4",
-                f"{held.pending_nano} nano are pending on {account}, but its open intents reserve {due.pending_nano}",
-            )
-
-
-class _Earned:
-    """What the posting rows of contributors sum to, beside what is stored of that."""
-
-    def __init__(self) -> None:
-        self._by_period: Counter[tuple[str, str, str]] = Counter()  # account, period, column
-        self._through: Counter[tuple[str, str, str, str]] = Counter()  # account, period, dimension, key
-
-    def add(self, row: Row[Any]) -> None:
-        """Count a posting row."""
-        if not row.account.startswith(CONTRIBUTOR_PREFIX):
-            return
-        column = {"correction": "corrected_nano", "payout": "paid_nano"}.get(row.role, "earned_nano")
-        self._by_period[row.account, row.period, column] += row.amount_nano
-        self._by_period[row.account, row.period, "lines"] += 1
-        if row.role == "payout":
-            return
-        for dimension, key in (("day", row.time[:10]), ("model", row.served_model), (row.kind, row.item)):
-            if dimension is not None and key is not None:
-                self._through[row.account, row.period, dimension, key] += row.amount_nano
-
-    def faults(self, connection: Connection) -> Iterator[_Fault]:
-        """Compare with what is stored."""
-        stored = Counter(
-            {
-                (row.account, row.period, name): row._mapping[name]
-                for row in connection.execute(select(account_period_table))
-                for name in ("earned_nano", "corrected_nano", "paid_nano", "lines")
-            }
-        )
-        for account, period, name in sorted(stored.keys() | self._by_period.keys()):
-            held, due = stored[account, period, name], self._by_period[account, period, name]
-            if held != due:
-                yield "I3", f"{name} of {account} in {period} is {held}, but its postings come to {due}"
-        through = Counter(
-            {
-                (row.account, row.period, row.dimension, row.key): row.amount_nano
-                for row in connection.execute(select(earning_table))
-            }
-        )
-        for place in sorted(through.keys() | self._through.keys()):
-            if through[place] != self._through[place]:
-                account, period, dimension, key = place
-                held, due = through[place], self._through[place]
-                what = f"what {account} earned in {period} by {dimension} {key}"
-                yield "I3", f"{what} is {held}, but its postings come to {due}"

@@ -194,8 +194,12 @@ class Transaction:
         self._touch("budget", budget.subject)
 
     def draw(self, subject: str, window: str, change: Draw) -> None:
-        """Add to what was drawn on a budget in a month or minute."""
+        """Add to what was drawn on a budget in a month or minute. Raises MeteringError where no more can be counted."""
         after = self.drawn(subject, window).plus(change)
+        if max(after.requests, after.tokens, after.spent_nano) > LIMIT_NANO:
+            raise MeteringError(
+                f"what {subject} has drawn in {window} would pass {LIMIT_NANO}, the most that is counted"
+            )
         self._set(self._draws, (subject, window), after)
         self._touch("draw", (subject, window))
 

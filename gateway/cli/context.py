@@ -62,7 +62,7 @@ def office(config: Path) -> Iterator[Office]:
     try:
         database.require_current_schema()
         signer = Signer.load(settings.log.signing_key_file)
-        log = Log(signer)
+        log = Log(signer, settings.quorum)
         require_signer(database, log, signer, settings.log.origin)
         yield Office(
             settings=settings,
@@ -78,7 +78,12 @@ def office(config: Path) -> Iterator[Office]:
 
 def print_json(value: object) -> None:
     """Print one JSON document."""
-    typer.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
+    typer.echo(json_text(value))
+
+
+def json_text(value: object) -> str:
+    """A JSON document, indented."""
+    return orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool, title: str = "") -> None:

@@ -27,21 +27,19 @@ from gateway.cli.context import (
     say,
     usd,
 )
+from gateway.payout_addresses import PayoutAddresses
 from gateway.settings import Settings, SettingsError
 from ledger_client import Entry, PeriodError, SettlementError, next_period, token_units
 from metering import (
     Settlement,
-    bind_address,
     carried_forward,
     closed_periods,
-    last_nonce,
     payout_addresses,
 )
 from metering import settle as settle_period
 from metering import settlement as settlement_of
 
 if TYPE_CHECKING:
-    from ledger_client.binding import Binding
     from ledger_client.chain import Distributor, Sent
 
 KEY_VARIABLE = "TRIBUTARY_CHAIN_KEY"
@@ -118,24 +116,16 @@ def bind(
 ) -> None:
     """Have a contributor paid at an address. Its wallet signs the typed data (eth_signTypedData_v4)."""
     with office(config) as o:
+        addresses = PayoutAddresses.of(o.settings)
         with o.database.read() as connection:
             o.registry.contributor(connection, contributor)
-            binding = next_binding(o.settings, connection, contributor, address)
+            binding = addresses.next_binding(connection, contributor, address)
         if signature is None:
             print_json(binding.typed_data())
             return
-        binding.verify(signature)
         with o.write() as transaction:
-            log_index = bind_address(
-                o.books,
-                transaction,
-                contributor,
-                binding.account,
-                nonce=binding.nonce,
-                chain_id=binding.chain_id,
-                contract=binding.contract,
-                signature=signature,
-            )
+            nonce = binding.nonce
+            log_index = addresses.bind(o.books, transaction, contributor, address, nonce=nonce, signature=signature)
     say(f"{contributor} is paid at {address}, log index {log_index}")
 
 
@@ -287,24 +277,6 @@ def anchor(
             if every is None:
                 return
             time.sleep(every)
-
-
-def next_binding(settings: Settings, connection: sa.Connection, contributor: str, address: str) -> Binding:
-    """What a contributor signs to be paid at an address from now on."""
-    from ledger_client.binding import Binding  # noqa: PLC0415
-
-    chain_id, contract = settings.chain.chain_id, settings.chain.contract
-    if chain_id is None or contract is None:
-        raise SettingsError("[chain] names no contract, so there is none to be paid by; see `tributary payouts deploy`")
-    last = last_nonce(connection, contributor)
-    return Binding(
-        contributor=contributor,
-        log=settings.log.origin,
-        account=address,
-        nonce=0 if last is None else last + 1,
-        chain_id=chain_id,
-        contract=contract,
-    )
 
 
 def _next_to_close(last_closed: str | None, size: int, read: Callable[[int], bytes]) -> str:

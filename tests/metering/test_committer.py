@@ -132,6 +132,23 @@ def test_a_commit_that_fails_fails_all_and_stores_nothing(
     assert committer.submit(grant(0)).result(10) == 0
 
 
+def test_an_error_that_rests_on_what_did_not_commit_is_not_told(
+    committer: Committer, transactions: Transactions, engine: Engine, books: Books
+) -> None:
+    def grant(amount_nano: int) -> Callable[[Transaction], int]:
+        return lambda tx: books.grant_credit(tx, CALLER, amount_nano, "more", "the-same-key")
+
+    gate, (first, second) = held(committer, grant(1), grant(2))
+    transactions.lose_before = OSError("the disk is gone")
+    gate.opened.set()
+    for future in (first, second):  # the second met an entry of the first, and there is none
+        with pytest.raises(CommitError):
+            future.result(10)
+    transactions.lose_before = None
+    assert committer.submit(grant(2)).result(10) == 0
+    assert stored(engine) == 1
+
+
 def test_a_lost_reply_is_an_error_and_the_repeat_finds_what_landed(
     committer: Committer, transactions: Transactions, engine: Engine, grant: Grant
 ) -> None:
