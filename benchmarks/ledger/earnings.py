@@ -101,6 +101,19 @@ class Figures:
         """The p99 of the kind of earnings query that is slowest by it."""
         return max(part_ms(times_ms, 0.99) for times_ms in self.earnings_ms.values())
 
+    def rows_ms(self) -> dict[str, tuple[float, float]]:
+        """The p50 and p99 of every kind of query, for a table."""
+        named = {
+            f"earnings {when}" + (f" by {group_by}" if group_by else ""): times_ms
+            for (group_by, when), times_ms in self.earnings_ms.items()
+        }
+        named |= {
+            "statement of a month": self.statement_ms,
+            "earnings ever, busy account": self.busy_ms,
+            "its postings added up": self.sum_ms,
+        }
+        return {what: (part_ms(times_ms, 0.5), part_ms(times_ms, 0.99)) for what, times_ms in named.items()}
+
 
 def part_ms(times_ms: Sequence[float], part: float) -> float:
     """The time that this part of the times, in order, does not pass."""
@@ -133,7 +146,7 @@ def measure(new_database: NewDatabase, postings: int, queries: int) -> Figures:
         earned: dict[tuple[Grouping | None, str], list[float]] = {}
         for group_by in (None, *get_args(Grouping)):
             earned[group_by, "ever"] = timed(lambda c: earnings(c, contributor(), None, group_by))  # noqa: B023
-            earned[group_by, "month"] = timed(lambda c: earnings(c, contributor(), month(), group_by))  # noqa: B023
+            earned[group_by, "of a month"] = timed(lambda c: earnings(c, contributor(), month(), group_by))  # noqa: B023
         of_busy = posting_table.c.account == f"contributor:{BUSY}"
         total = sa.select(sa.func.sum(posting_table.c.amount_nano)).where(of_busy)
         return Figures(
