@@ -7,6 +7,7 @@ coroutines of one event loop, each of which waits for its record before it write
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -86,9 +87,13 @@ async def _run(transactions: Transactions, books: Books, requests: Sequence[Sequ
             await write("usage", partial(request.charge, books, intent), usage)
             await write("attribution", partial(request.attribute, books), attribution)
 
+    gc.collect()
+    gc.freeze()  # a gateway does not hold thousands of requests for the collector to walk over
     began_s, began_cpu_s = time.perf_counter(), time.process_time()
     await asyncio.gather(*(caller(own) for own in requests))
-    return _figures(time.perf_counter() - began_s, time.process_time() - began_cpu_s, ack_ms)
+    figures = _figures(time.perf_counter() - began_s, time.process_time() - began_cpu_s, ack_ms)
+    gc.unfreeze()
+    return figures
 
 
 def through_the_driver(new_database: NewDatabase, records: int) -> Figures:
