@@ -19,7 +19,6 @@ from typing import get_args
 
 import sqlalchemy as sa
 
-import metering
 from benchmarks.ledger.commits import NewDatabase, settled
 from gateway.database import Database
 from metering import Grouping, earnings, statement
@@ -163,8 +162,8 @@ def measure(new_database: NewDatabase, postings: int, queries: int) -> Figures:
 def load(database: Database, postings: int, ordinary: int) -> None:
     """Make the postings month by month, and the sums that the books would have kept of them."""
     server = database.engine.dialect.name == "postgresql"
+    database.migrate()
     with database.write() as connection:
-        metering.metadata.create_all(connection)
         for index in posting_table.indexes:  # filling them afterwards takes half the time
             index.drop(connection)
     for number in range(_MONTHS):
