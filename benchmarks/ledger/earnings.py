@@ -33,7 +33,9 @@ _WARM_UP = 20
 
 # One month of postings: those numbered from :first up to :last. `own` numbers those of one contributor.
 _POSTINGS = """
-    INSERT INTO posting
+    INSERT INTO posting (
+        log_index, position, time, period, account, amount_nano, role, kind, item, served_model, request_id
+    )
     WITH RECURSIVE numbered (n) AS (
         SELECT CAST(:first AS BIGINT) UNION ALL SELECT n + 1 FROM numbered WHERE n + 1 < :last
     ), owned AS (
@@ -60,12 +62,12 @@ _POSTINGS = """
     FROM owned
 """
 _PERIODS = """
-    INSERT INTO account_period
+    INSERT INTO account_period (account, period, earned_nano, corrected_nano, paid_nano, lines)
     SELECT account, period, sum(amount_nano), 0, 0, count(*) FROM posting
     WHERE log_index >= :first AND log_index < :last GROUP BY account, period ORDER BY min(log_index)
 """
 _EARNINGS = """
-    INSERT INTO earning
+    INSERT INTO earning (account, dimension, period, key, amount_nano)
     SELECT account, {dimension} AS dimension, period, {key} AS key, sum(amount_nano) FROM posting
     WHERE log_index >= :first AND log_index < :last
     GROUP BY {groups} ORDER BY min(log_index)
