@@ -105,7 +105,7 @@ def salted_digest(salt: bytes, content: Sequence[int | str]) -> str:
 
 
 _INSERT = sa.insert(answer)
-_FINISH = sa.update(answer).where(answer.c.request_id == sa.bindparam("key"))
+_CHANGE = sa.update(answer).where(answer.c.request_id == sa.bindparam("key"))
 
 
 def insert(transaction: Transaction, row: AnswerRow) -> None:
@@ -143,7 +143,13 @@ def finish(
 ) -> None:
     """End an answer's job and erase its inputs."""
     ending = {"status": status, "attribution": orjson.dumps(attribution), "record_index": record_index, "inputs": None}
-    transaction.defer(_FINISH, {"key": request_id, **ending})
+    transaction.defer(_CHANGE, {"key": request_id, **ending})
+
+
+def correct(transaction: Transaction, request_id: str, attribution: dict[str, Any], record_index: int) -> None:
+    """Show an answer as a later record has it."""
+    changed = {"attribution": orjson.dumps(attribution), "record_index": record_index}
+    transaction.defer(_CHANGE, {"key": request_id, **changed})
 
 
 def give_up(connection: sa.Connection, request_id: str, attribution: dict[str, Any]) -> None:

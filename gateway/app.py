@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,8 +13,9 @@ from fastapi import FastAPI
 
 import attribution
 from gateway import answers, errors
+from gateway.admission import Admission
 from gateway.api import answers as answer_routes
-from gateway.api import contributors, openai, operations, payouts, transparency
+from gateway.api import contributors, feedback, openai, operations, payouts, transparency
 from gateway.api.requests import body_schemas
 from gateway.catalogue import Catalogue, publish
 from gateway.database import Database
@@ -23,12 +24,15 @@ from gateway.engines import AdapterFiles, Engine
 from gateway.metrics import LedgerState, Metrics
 from gateway.observe import Observed
 from gateway.pipeline import Pipeline
+from gateway.published import Published
 from gateway.registry import Registry, RegistryError
 from gateway.settings import Settings
+from gateway.shipping import shipping
 from gateway.state import Gateway
+from gateway.sweeper import Sweeper
 from gateway.transactions import Transactions, require_signer
 from gateway.witnessing import Witnessing, lag_entries
-from ledger_client import Log, Signer
+from ledger_client import Log, Signer, shipped
 from metering import Books, Committer, Transaction, open_intents
 from retrieval import Embedder, MiniLM, Retriever
 
@@ -92,38 +96,56 @@ async def _opened(
         retriever = Retriever(settings.retrieval.index_file, embedding)
         transactions = Transactions(database, committer, metrics)
         await transactions.read(retriever.sync)
+        admission = Admission(transactions, books)
         pipeline = Pipeline(
             transactions=transactions,
+            admission=admission,
             books=books,
             registry=registry,
             retriever=retriever,
             engine=running,
             metrics=metrics,
             estimator=attribution.ESTIMATORS[settings.attribution.estimator],
+            limits=settings.limits,
+        )
+        sweeper = Sweeper(
+            transactions=transactions,
+            admission=admission,
+            books=books,
+            metrics=metrics,
+            gateway_id=settings.server.id,
+            limits=settings.limits,
         )
         witnessing = Witnessing.of(settings, database=database, ledger=ledger, metrics=metrics)
-        worker = asyncio.create_task(pipeline.work())
-        cosigning = asyncio.create_task(witnessing.run())
+        background = [asyncio.create_task(work) for work in (pipeline.work(), sweeper.run(), witnessing.run())]
         try:
-            yield Gateway(
-                settings=settings,
-                transactions=transactions,
-                signer=signer,
-                log=ledger,
-                books=books,
-                registry=registry,
-                catalogue=catalogue,
-                engine=running,
-                metrics=metrics,
-                pipeline=pipeline,
-                embeddings=Embeddings(transactions=transactions, books=books, embedder=embedding, metrics=metrics),
-            )
+            async with shipping(settings.ledgers, ledger, transactions, metrics):
+                yield Gateway(
+                    settings=settings,
+                    transactions=transactions,
+                    signer=signer,
+                    log=ledger,
+                    books=books,
+                    registry=registry,
+                    catalogue=catalogue,
+                    engine=running,
+                    metrics=metrics,
+                    pipeline=pipeline,
+                    embeddings=Embeddings(
+                        transactions=transactions,
+                        admission=admission,
+                        books=books,
+                        embedder=embedding,
+                        metrics=metrics,
+                        limits=settings.limits,
+                    ),
+                )
         finally:
-            for task in (worker, cosigning):
+            for task in background:
                 task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
+            await asyncio.gather(*background, return_exceptions=True)
             await pipeline.close()
+            await transactions.close()
             await running.close()
     finally:
         committer.close()
@@ -139,12 +161,15 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with open_gateway(settings, engine=engine, embedder=embedder) as gateway:
             app.state.gateway = gateway
+            app.state.published = Published(
+                log=gateway.log, verifier_key=gateway.signer.verifier_key, reads=gateway.transactions
+            )
             log.info("ready", models=[model.name for model in gateway.catalogue], log_key=gateway.signer.verifier_key)
             yield
 
     app = FastAPI(title="Tributary", version="0.1.0", lifespan=lifespan)
     errors.install(app)
-    for routes in (openai, answer_routes, contributors, payouts, transparency, operations):
+    for routes in (openai, answer_routes, feedback, contributors, payouts, transparency, operations):
         app.include_router(routes.router)
     app.add_middleware(Observed)
     described = app.openapi
@@ -178,9 +203,14 @@ async def _load_adapters(engine: Engine, catalogue: Catalogue, metrics: Metrics)
 
 def _ledger_state(database: Database, ledger: Log, engine: Engine, settings: Settings) -> LedgerState:
     with database.read() as connection:
+        size = ledger.size(connection)
+        backlog = {
+            elsewhere.name: size - shipped(connection, elsewhere.verifier.name) for elsewhere in settings.ledgers
+        }
         return LedgerState(
             witness_lag_entries=lag_entries(connection, ledger, settings.witnesses),
-            log_entries=ledger.size(connection),
+            shipping_backlog=backlog,
+            log_entries=size,
             open_intents=sum(1 for _ in open_intents(connection)),
             attribution_backlog=answers.backlog(connection),
             adapters_resident=len(engine.resident()),

@@ -78,6 +78,7 @@ class Database:
             return
         key = int.from_bytes(hashlib.sha256(gateway_id.encode()).digest()[:8], "big", signed=True)
         with self.engine.connect() as connection:  # the lock is the session's, and ends with it however it ends
+            connection.detach()  # from the pool, which would keep the session
             if not connection.execute(sa.select(sa.func.pg_try_advisory_lock(key))).scalar_one():
                 raise taken
             connection.commit()

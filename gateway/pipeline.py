@@ -20,17 +20,31 @@ import structlog
 
 import attribution
 from gateway import answers, scoring
+from gateway.admission import Admission, touched
 from gateway.answers import AnswerRow, GroundedPassage, SealedInputs, salted_digest
 from gateway.engines import Delta, Engine, EngineError
-from gateway.exchange import Answer, Question
+from gateway.exchange import Answer, Question, TookTooLongError, within
 from gateway.grounding import Message, ground
+from gateway.idempotency import JSON_TYPE, Claim
 from gateway.identifiers import new_id, now
 from gateway.metrics import Metrics
 from gateway.objects import attributed_object, attribution_record, failed_object, pending_object, player_shares
 from gateway.registry import Registry, RegistryError, Terms
 from gateway.scoring import Scored
+from gateway.settings import Limits
 from gateway.transactions import Transactions
-from metering import Books, CommitError, Intent, IntentError, MeteringError, SplitLine, Transaction, UsageRecord, split
+from metering import (
+    SUSPENSE,
+    Books,
+    CommitError,
+    Expected,
+    IntentError,
+    MeteringError,
+    SplitLine,
+    Transaction,
+    UsageRecord,
+    split,
+)
 from retrieval import Retriever
 
 T = TypeVar("T")
@@ -53,20 +67,24 @@ class Pipeline:
         self,
         *,
         transactions: Transactions,
+        admission: Admission,
         books: Books,
         registry: Registry,
         retriever: Retriever,
         engine: Engine,
         metrics: Metrics,
         estimator: attribution.Estimator,
+        limits: Limits,
     ) -> None:
         self._transactions = transactions
+        self._admission = admission
         self._books = books
         self._registry = registry
         self._retriever = retriever
         self._engine = engine
         self._metrics = metrics
         self._estimator = estimator
+        self._limits = limits
         self._tasks: set[asyncio.Task[Any]] = set()
         self._answering: set[Answer] = set()
         self._attributing: dict[str, asyncio.Task[dict[str, Any]]] = {}
@@ -74,24 +92,35 @@ class Pipeline:
 
     # On the request path.
 
-    async def open(self, caller: str, question: Question) -> Answer:
+    async def open(
+        self, caller: str, question: Question, *, key_id: str | None = None, claim: Claim | None = None
+    ) -> Answer:
         """Admit, ground and render; on return the answer is being generated.
 
-        Raises InsufficientCredit, PromptTooLong or EngineUnavailable, with nothing charged.
+        caller: its account. key_id: the API key whose budget it draws on. claim: of its idempotency key, looked up.
+        Raises InsufficientCredit, BudgetExceeded, RequestInProgressError, PromptTooLong or EngineUnavailable, with
+        nothing charged.
         """
         started_s = time.monotonic()
         request_id = new_id("req")
         structlog.contextvars.bind_contextvars(request_id=request_id)
-        maximum_nano = question.model.price.maximum_nano(self._engine.context_tokens, question.sampling.max_tokens)
-        intent = await self._transactions.commit(
-            "intent", lambda t: self._books.admit(t, caller, maximum_nano, request_id)
+        context_tokens = self._engine.context_tokens
+        intent = await self._admission.admit(
+            caller,
+            request_id,
+            maximum_nano=question.model.price.maximum_nano(context_tokens, question.sampling.max_tokens),
+            maximum_tokens=context_tokens,
+            key_id=key_id,
+            claim=claim,
         )
+        deadline_s = asyncio.get_running_loop().time() + self._limits.answer_s
         try:
-            passages = await self._ground(question)
-            prompt_ids = await self._render(question, passages)
-            stream = self._generate(question, prompt_ids)
+            async with within(deadline_s):
+                passages = await self._ground(question)
+                prompt_ids = await self._render(question, passages)
+                stream = self._generate(question, prompt_ids)
         except BaseException as error:
-            await asyncio.shield(self._spawn(self._void(intent, type(error).__name__)))
+            await asyncio.shield(self._spawn(self._admission.void(intent, type(error).__name__)))
             raise
         answer = Answer(
             request_id=request_id,
@@ -100,7 +129,9 @@ class Pipeline:
             intent=intent,
             passages=passages,
             prompt_ids=prompt_ids,
+            claim=claim,
             started_s=started_s,
+            deadline_s=deadline_s,
         )
         self._answering.add(answer)
         self._spawn(self._carry(answer, stream))
@@ -135,12 +166,15 @@ class Pipeline:
         """Take what is generated, meter it, and only then let the last byte go."""
         failure: Exception | None = None
         try:
-            async with aclosing(stream):
+            async with within(answer.deadline_s), aclosing(stream):
                 async for delta in stream:
                     answer.take(delta)
                     if answer.abandoned:
                         answer.finish_reason = "cancelled"
                         break
+        except TookTooLongError as error:
+            answer.finish_reason = "length"
+            failure = None if answer.answer_ids else error
         except Exception as error:
             log.warning("generation_failed", error=repr(error))
             failure = error
@@ -148,7 +182,7 @@ class Pipeline:
             if failure is None or answer.answer_ids:
                 await self._meter(answer)
             else:
-                await self._void(answer.intent, "engine_error")
+                await self._admission.void(answer.intent, "engine_error")
             answer.end(failure)
         except Exception as error:
             log.exception("metering_failed")
@@ -159,11 +193,12 @@ class Pipeline:
             raise
         finally:
             self._answering.discard(answer)
+            self._admission.ended(answer.request_id)
 
     async def _release(self, answer: Answer) -> None:
-        """Void a request whose usage did not commit. If the ledger is still gone, the next start does it."""
+        """Void a request whose usage did not commit. If the ledger is still gone, the sweeper does it."""
         with suppress(CommitError, IntentError):
-            await self._void(answer.intent, "the usage could not be recorded")
+            await self._admission.void(answer.intent, "the usage could not be recorded")
 
     async def _meter(self, answer: Answer) -> None:
         """Commit usage, charge and the attribution job in one transaction; attribute at once where that was asked."""
@@ -196,8 +231,10 @@ class Pipeline:
                 attribution=orjson.dumps(answer.attribution),
             )
             answers.insert(transaction, row)
+            if answer.claim is not None and self._limits.replay_hours:
+                answer.claim.keep(transaction, JSON_TYPE, answer.said.encode())
 
-        await self._transactions.commit("usage", commit)
+        await self._transactions.commit("usage", commit, touched(answer.intent, SUSPENSE))
         self._metrics.observe_answer(answer)
         if answer.question.mode == "inline" and not answer.abandoned:
             answer.attribution = await self.attribute(answer.request_id)
@@ -229,7 +266,9 @@ class Pipeline:
             documents = await self._transactions.read(lambda c: self._documents(c, inputs))
             lines = split(int(current["charge_nano"]), terms.policy, player_shares(inputs, terms, scored), request_id)
             finished = await self._transactions.commit(
-                "attribution", lambda t: self._record(t, current, inputs, terms, scored, lines, documents)
+                "attribution",
+                lambda t: self._record(t, current, inputs, terms, scored, lines, documents),
+                Expected(accounts=(SUSPENSE, *(line.account for line in lines)), requests=(request_id,)),
             )
         except Exception as error:
             return await self._retry_or_fail(request_id, current, error)
@@ -309,9 +348,6 @@ class Pipeline:
             task.cancel()
         while self._tasks:
             await asyncio.wait(self._tasks)
-
-    async def _void(self, intent: Intent, reason: str) -> int:
-        return await self._transactions.commit("void", lambda t: self._books.void(t, intent, reason))
 
     def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Start a task that outlives its caller."""

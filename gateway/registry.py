@@ -55,6 +55,11 @@ class AdapterClaim:
         """The content-addressed name under which an engine holds it."""
         return resident_name(self.digest)
 
+    @property
+    def terms(self) -> AdapterTerms:
+        """How its part of a split is divided."""
+        return AdapterTerms(developer=self.developer, datasets=self.datasets)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter(AdapterClaim):

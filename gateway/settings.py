@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from gateway.grounding import DEFAULT_INSTRUCTION
-from ledger_client import Quorum, WitnessVerifier, from_address
+from ledger_client import Quorum, Verifier, WitnessVerifier, from_address
 from metering import Price, SettlementTerms, SplitPolicy
 
 ENVIRONMENT_PREFIX = "TRIBUTARY__"
@@ -52,6 +52,10 @@ def _is_price(value: str) -> str:
     return value
 
 
+def _is_verifier_key(value: str) -> str:
+    return Verifier.parse(value).verifier_key
+
+
 def nano_from_usd(value: str) -> int:
     """Read USD as whole nano-USD. Raises ValueError on a sign, an exponent, or more than nine decimals."""
     match = re.fullmatch(r"(0|[1-9][0-9]{0,9})(?:\.([0-9]{1,9}))?", value)
@@ -83,6 +87,7 @@ GatewayId = Annotated[str, _whole(r"[a-z0-9][a-z0-9-]{0,62}")]
 Origin = Annotated[str, _whole(r"[^\s+\x00-\x1f\x7f]{1,255}")]
 DatabaseUrl = Annotated[str, AfterValidator(_is_database)]
 Decimals = Annotated[str, AfterValidator(_is_price)]
+VerifierKey = Annotated[str, AfterValidator(_is_verifier_key)]
 WitnessKey = Annotated[str, AfterValidator(_is_witness_key)]
 HttpUrl = Annotated[str, _whole(r"https?://[^\s/?#@]+(?:/[^\s?#]*)?")]
 
@@ -157,10 +162,20 @@ class AttributionSection(_Section):
 
 
 class Limits(_Section):
-    """What one request may cost the gateway."""
+    """What one request may cost the gateway, and how long what is left of it is kept."""
 
     body_bytes: int = Field(default=1 << 20, ge=1024)
     default_max_tokens: int = Field(default=128, ge=1)
+    answer_s: float = Field(default=600, gt=0, description="an answer that takes longer ends there, as by max_tokens")
+    intent_s: float = Field(default=900, gt=0, description="what was admitted earlier and has not ended is voided")
+    sweep_s: float = Field(default=30, gt=0, description="how often what is left over is looked for")
+    replay_hours: float = Field(default=24, ge=0, description="responses to keyed requests are kept so long; 0, never")
+
+    @model_validator(mode="after")
+    def _answers_end_before_their_intents(self) -> Self:
+        if self.intent_s <= self.answer_s:
+            raise ValueError("intent_s must be above answer_s, or a gateway would void what another still answers")
+        return self
 
 
 class SettlementSection(_Section):
@@ -251,6 +266,19 @@ class PolicySection(_Section):
         )
 
 
+class LedgerSection(_Section):
+    """A ledger elsewhere that the log is shipped to."""
+
+    name: Name
+    url: HttpUrl
+    key: VerifierKey = Field(description="the ledger's verifier key, which it prints at its start")
+
+    @property
+    def verifier(self) -> Verifier:
+        """The key, read."""
+        return Verifier.parse(self.key)
+
+
 class Settings(BaseSettings):
     """Everything an operator can set."""
 
@@ -270,6 +298,7 @@ class Settings(BaseSettings):
     witnesses: tuple[WitnessSection, ...] = ()
     models: tuple[ModelSection, ...] = ()
     policies: tuple[PolicySection, ...] = (PolicySection(name="default"),)
+    ledgers: tuple[LedgerSection, ...] = ()
 
     @classmethod
     def settings_customise_sources(
@@ -289,6 +318,7 @@ class Settings(BaseSettings):
         for kind, names in (
             ("models", [model.name for model in self.models]),
             ("policies", [policy.name for policy in self.policies]),
+            ("ledgers", [ledger.name for ledger in self.ledgers]),
             ("witnesses", [witness.name for witness in self.witnesses]),
         ):
             repeated = [name for name, count in Counter(names).items() if count > 1]
@@ -298,6 +328,14 @@ class Settings(BaseSettings):
         for model in self.models:
             if model.policy not in policies:
                 raise ValueError(f"model {model.name!r} names policy {model.policy!r}, which no [[policies]] defines")
+        return self
+
+    @model_validator(mode="after")
+    def _logs_differ(self) -> Self:
+        origins = Counter([self.log.origin, *(ledger.verifier.name for ledger in self.ledgers)])
+        for origin, count in origins.items():
+            if count > 1:
+                raise ValueError(f"{origin!r} names two logs; [log] origin and the keys of [[ledgers]] must differ")
         return self
 
     @model_validator(mode="after")

@@ -77,8 +77,9 @@ idempotency = sa.Table(
     sa.Column("created_at", sa.String(32), nullable=False),
     sa.Column("media_type", sa.String(64)),
     sa.Column("response", sa.LargeBinary),
-    sa.Index("idempotency_by_age", "created_at"),
 )
+_is_kept = idempotency.c.response.is_not(None)
+sa.Index("idempotency_kept", idempotency.c.created_at, sqlite_where=_is_kept, postgresql_where=_is_kept)
 
 # What callers wrote with a rating. The log holds a digest; the salt opens it to whoever has the text.
 feedback_comment = sa.Table(

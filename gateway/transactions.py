@@ -8,16 +8,23 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
+import structlog
 
 from gateway.database import Database, DatabaseError
 from gateway.metrics import Metrics
+from gateway.published import DatabaseReads
 from ledger_client import Log, Signer
 from metering import Committer, Expected, Transaction
 
 T = TypeVar("T")
+log = structlog.get_logger(__name__)
+
+
+class DatabaseUnavailableError(RuntimeError):
+    """The database does not answer now; asking again later is worth it."""
 
 
 def require_signer(database: Database, ledger: Log, signer: Signer, origin: str) -> None:
@@ -37,23 +44,32 @@ def ledger_write(database: Database, ledger: Log) -> Iterator[Transaction]:
         transaction.seal()
 
 
-class Transactions:
+class Transactions(DatabaseReads):
     """How asynchronous code reads and writes."""
 
     def __init__(self, database: Database, committer: Committer, metrics: Metrics) -> None:
-        self._database = database
+        super().__init__(database)
+        self.dialect = database.engine.dialect.name
         self._committer = committer
         self._metrics = metrics
         self._done: deque[Callable[[], None]] = deque()
+        self._reading: set[asyncio.Task[Any]] = set()
 
     async def read(self, query: Callable[[sa.Connection], T]) -> T:
-        """Run a query in a read transaction of its own."""
+        """Run a query in a read transaction of its own. Raises DatabaseUnavailableError."""
+        reading = asyncio.create_task(super().read(query))
+        self._reading.add(reading)
+        reading.add_done_callback(self._reading.discard)
+        try:
+            return await asyncio.shield(reading)
+        except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError) as error:
+            log.warning("database_unavailable", error=str(getattr(error, "orig", error)))
+            raise DatabaseUnavailableError("the database does not answer; try again later") from None
 
-        def run() -> T:
-            with self._database.read() as connection:
-                return query(connection)
-
-        return await asyncio.to_thread(run)
+    async def close(self) -> None:
+        """Return when every query has ended; one whose caller has gone would outlive the database otherwise."""
+        while self._reading:
+            await asyncio.wait(self._reading)
 
     async def commit(self, record: str, work: Callable[[Transaction], T], *expected: Expected) -> T:
         """Run work in a transaction; returns when it is durable. record: what is written, a label of the metric.

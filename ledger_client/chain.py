@@ -10,15 +10,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cache, cached_property
 from importlib.resources import files
 from typing import Any
 
 from ledger_client.addresses import from_address
-from ledger_client.evm import Chain, ChainError, ChainKey, Sent
+from ledger_client.evm import Chain, ChainKey, Sent
+from ledger_client.forms import MAX_COUNT
 from ledger_client.keys import KeyFileError
 from ledger_client.merkle import HASH_BYTES
-from ledger_client.settlement import Claim
+from ledger_client.settlement import MAX_UNITS, ChainError, Claim, SettlementError
 
 __all__ = ["Anchor", "ChainError", "ChainKey", "Distributor", "Epoch", "KeyFileError", "Sent", "Standing", "artefact"]
 
@@ -92,6 +94,13 @@ class Epoch:
     log_root: bytes
     claimable_at_s: int | None = field(default=None, compare=False)
 
+    def __post_init__(self) -> None:
+        _check_log(self.log_size, self.log_root)
+        if self.number < 1 or not 0 <= self.cumulative_total <= MAX_UNITS:
+            raise SettlementError("epochs count from 1, and their totals are between 0 and 2^128 − 1 token units")
+        if self.root is not None and len(self.root) != HASH_BYTES:
+            raise SettlementError(f"the root of an epoch has {HASH_BYTES} bytes, not {len(self.root)}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Anchor:
@@ -99,6 +108,9 @@ class Anchor:
 
     size: int
     root: bytes
+
+    def __post_init__(self) -> None:
+        _check_log(self.size, self.root)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +174,8 @@ class Distributor:
         timelock_s: between an hour and 30 days. Raises ChainError.
         """
         chain = _chain(url, key, timeout_s)
-        from_address(token)
+        for each in (token, owner or key.address):
+            from_address(each)
         compiled = artefact()
         factory: Any = chain.web3.eth.contract(abi=compiled["abi"], bytecode=compiled["bytecode"])
         sent = chain.send(factory.constructor(token, owner or key.address, timelock_s))
@@ -249,10 +262,19 @@ class Distributor:
         out its timelock or was followed by another, or the funds do not reach.
         """
         claim.verify()
-        return self._once(
-            lambda: self.claimed(claim.account) >= claim.cumulative,
-            self.functions.claim(claim.account, claim.cumulative, claim.root, list(claim.proof)),
-        )
+        try:
+            return self._once(
+                lambda: self.claimed(claim.account) >= claim.cumulative,
+                self.functions.claim(claim.account, claim.cumulative, claim.root, list(claim.proof)),
+            )
+        except ChainError as error:
+            waiting = self._waiting(claim.root) if error.error == "RootNotCurrent" else None
+            if waiting is None:
+                raise
+            time = datetime.fromtimestamp(waiting.claimable_at_s or 0, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            raise ChainError(
+                f"epoch {waiting.number} waits out its timelock: claims open at {time}", error=error.error
+            ) from error
 
     def fund(self, total: int) -> Sent | None:
         """Bring the tokens ever funded up to a total, from the key's own address; None when they are there.
@@ -283,6 +305,12 @@ class Distributor:
     def _token(self) -> Any:
         return self.chain.web3.eth.contract(address=self.token, abi=_TOKEN_ABI).functions  # type: ignore[call-overload]
 
+    def _waiting(self, root: bytes) -> Epoch | None:
+        """Return the epoch of this root that no one can claim against yet, None when there is none."""
+        current, latest = (int(self.chain.call(self.functions[name]())) for name in ("currentEpoch", "latestEpoch"))
+        epochs = (self.epoch(number) for number in range(latest, current, -1))
+        return next((epoch for epoch in epochs if epoch is not None and epoch.root == root), None)
+
     def _once(self, done: Callable[[], bool], function: Any) -> Sent | None:
         """Send unless it is done; when sending fails, look whether another, or a lost attempt, has done it."""
         if done():
@@ -297,6 +325,11 @@ class Distributor:
 
 def _chain(url: str, key: ChainKey | None, timeout_s: float) -> Chain:
     return Chain(url, key=key, timeout_s=timeout_s, abi=[*artefact()["abi"], *_TOKEN_ABI], hints=_HINTS)
+
+
+def _check_log(size: int, root: bytes) -> None:
+    if not 0 <= size <= MAX_COUNT or len(root) != HASH_BYTES:
+        raise SettlementError(f"the log has a size between 0 and 2^63 − 1, and a root of {HASH_BYTES} bytes")
 
 
 def _show(epoch: Epoch) -> str:

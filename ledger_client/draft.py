@@ -11,6 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from ledger_client.checkpoint import Checkpoint, Signer
 from ledger_client.entries import Entry
 from ledger_client.merkle import Frontier, leaf_hash
+from ledger_client.rows import Rows
 from ledger_client.tables import log_checkpoint, log_entry, log_hash, log_head
 from ledger_client.tiles import TILE_HEIGHT, TILE_WIDTH
 
@@ -21,8 +22,8 @@ _LOCK_HEAD = select(log_head.c.size, log_head.c.frontier).where(log_head.c.id ==
 _FIND = select(log_entry.c.log_index, log_entry.c.entry).where(log_entry.c.entry_id == bindparam("entry_id"))
 _LAST = select(func.max(log_entry.c.log_index))
 _READ = select(log_entry.c.entry).where(log_entry.c.log_index == bindparam("log_index"))
-_ADD_ENTRY = insert(log_entry)
-_ADD_HASH = insert(log_hash)
+_ENTRIES = Rows(log_entry)
+_HASHES = Rows(log_hash)
 _ADD_CHECKPOINT = insert(log_checkpoint)
 _SET_HEAD = update(log_head).where(log_head.c.id == _HEAD_ID)
 
@@ -121,17 +122,9 @@ class Draft:
 
     def write(self) -> None:
         """Write what is held to the database; it is not in the tree yet."""
-        rows = [
-            {
-                "log_index": self._frontier.size + position,
-                "entry_id": entry_id,
-                "leaf_hash": leaf_hash(raw),
-                "entry": raw,
-            }
-            for position, (entry_id, raw) in enumerate(self._appended[self._written :], start=self._written)
-        ]
-        if rows:
-            self._connection.execute(_ADD_ENTRY, rows)
+        fresh = enumerate(self._appended[self._written :], start=self._frontier.size + self._written)
+        rows = [(log_index, entry_id, leaf_hash(raw), raw) for log_index, (entry_id, raw) in fresh]
+        _ENTRIES.store(self._connection, rows)
         self._written = len(self._appended)
 
     def seal(self) -> str | None:
@@ -144,8 +137,7 @@ class Draft:
         self.write()
         frontier, completed = _grown(self._frontier, (leaf_hash(raw) for _, raw in self._appended))
         note = self._signer.sign(Checkpoint(origin=self._signer.name, size=frontier.size, root=frontier.root()))
-        if completed:
-            self._connection.execute(_ADD_HASH, completed)
+        _HASHES.store(self._connection, completed)
         self._connection.execute(_ADD_CHECKPOINT, {"size": frontier.size, "note": note})
         self._connection.execute(_SET_HEAD, {"size": frontier.size, "frontier": frontier.encode()})
         self._frontier, self._written = frontier, 0
@@ -160,14 +152,14 @@ class Draft:
         return None if stored is None else (stored.log_index, stored.entry)
 
 
-def _grown(frontier: Frontier, leaves: Iterable[bytes]) -> tuple[Frontier, list[dict[str, object]]]:
+def _grown(frontier: Frontier, leaves: Iterable[bytes]) -> tuple[Frontier, list[tuple[int, int, bytes]]]:
     """Return the frontier after these leaf hashes, and the rows of the tile hashes that they complete."""
-    completed: list[dict[str, object]] = []
+    completed: list[tuple[int, int, bytes]] = []
     for leaf in leaves:
         if (frontier.size + 1) % TILE_WIDTH == 0:
             chain = frontier.completed_by(leaf)
             completed += [
-                {"level": height // TILE_HEIGHT, "number": frontier.size >> height, "hash": chain[height]}
+                (height // TILE_HEIGHT, frontier.size >> height, chain[height])
                 for height in range(TILE_HEIGHT, len(chain), TILE_HEIGHT)
             ]
         frontier = frontier.append(leaf)

@@ -15,6 +15,7 @@ import rfc8785
 
 JSON: TypeAlias = bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"] | None
 
+RECEIVED = "entry.received"  # holds an entry of another log; see `ledger_client.received`
 ENTRY_TYPES = frozenset(
     {
         "contributor.registered",
@@ -32,10 +33,12 @@ ENTRY_TYPES = frozenset(
         "address.bound",
         "payout.recorded",
         "period.closed",
+        RECEIVED,
     }
 )
 
 MAX_ENTRY_BYTES = 65_535  # an entry bundle prefixes each entry with its length in two bytes
+MAX_FACT_BYTES = 63_487  # of all but `entry.received`, which takes at most 2 KiB more than the entry in it
 
 _ENVELOPE = frozenset({"specversion", "id", "source", "type", "time", "subject", "data"})
 _ID = re.compile(r"[0-9a-f]{64}")
@@ -70,7 +73,8 @@ class Entry:
     id: 64 lowercase hex digits, from `entry_id`. source: who states the fact, printable ASCII without spaces.
     type: one of ENTRY_TYPES. time: RFC 3339 in UTC, ending in Z. subject: what the fact is about, printable.
     data: a JSON object whose numbers stay within ±(2^53 − 1); amounts are therefore decimal strings.
-    Raises EntryError, saying which part is wrong, also when the encoding is longer than MAX_ENTRY_BYTES.
+    Raises EntryError, saying which part is wrong, also when the encoding is longer than MAX_FACT_BYTES, or than
+    MAX_ENTRY_BYTES where it holds an entry of another log.
     """
 
     id: str
@@ -94,8 +98,7 @@ class Entry:
                 "data": self.data,
             }
         )
-        if len(raw) > MAX_ENTRY_BYTES:
-            raise EntryError(f"an entry may take {MAX_ENTRY_BYTES} bytes; this one takes {len(raw)}")
+        _check_length(self.type, raw)
         object.__setattr__(self, "_raw", raw)
         # Data is read back, so that it is what any reader of the bytes sees and no one else holds a reference to it.
         object.__setattr__(self, "data", read["data"])
@@ -118,6 +121,7 @@ class Entry:
         entry = object.__new__(cls)
         entry.__dict__.update(envelope, _raw=raw)
         _check_attributes(entry)
+        _check_length(entry.type, raw)
         return entry
 
 
@@ -149,6 +153,12 @@ def _check_attributes(entry: Entry) -> None:
         raise EntryError("subject must be 1 to 255 printable characters")
     if not isinstance(entry.data, dict):
         raise EntryError("data must be a JSON object")
+
+
+def _check_length(kind: str, raw: bytes) -> None:
+    longest = MAX_ENTRY_BYTES if kind == RECEIVED else MAX_FACT_BYTES
+    if len(raw) > longest:
+        raise EntryError(f"an entry may take {longest} bytes; this one takes {len(raw)}")
 
 
 def _is_date(time: str) -> bool:

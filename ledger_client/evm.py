@@ -31,20 +31,13 @@ from ledger_client.ethereum import (
     requests,
 )
 from ledger_client.keys import KeyFileError
+from ledger_client.settlement import ChainError
 
 _T = TypeVar("_T")
 _KEY = re.compile(r"0x[0-9a-f]{64}")
 _KNOWN = re.compile(r"(?i)already known|already imported|known transaction")  # what nodes say of one they have
 _REQUEST_TIMEOUT_S = 20.0
 _GAS_MARGIN_PERCENT = 20  # the state may have changed between the estimate and the block
-
-
-class ChainError(RuntimeError):
-    """The chain did not do what was asked, or cannot be asked. error: the contract's name for it, if it has one."""
-
-    def __init__(self, message: str, *, error: str | None = None) -> None:
-        super().__init__(message)
-        self.error = error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from sqlalchemy.exc import IntegrityError
 from ledger_client.checkpoint import Checkpoint, Signer
 from ledger_client.cosignature import Cosignature, Quorum, WitnessVerifier
 from ledger_client.draft import Draft, LogError, NotInLog
-from ledger_client.merkle import EMPTY_ROOT, HashAt, consistency_path, inclusion_path
+from ledger_client.merkle import EMPTY_ROOT, Frontier, HashAt, consistency_path, frontier_at, inclusion_path
 from ledger_client.receipt import Receipt
 from ledger_client.tables import log_checkpoint, log_cosignature, log_entry, log_hash, log_head
 from ledger_client.tiles import TILE_WIDTH, Tile, hashes_from_tiles, pack_bundle, row_width
@@ -34,6 +34,11 @@ class Log:
         self._signer = signer
         self._quorum = quorum
 
+    @property
+    def origin(self) -> str:
+        """The log's name."""
+        return self._signer.name
+
     def draft(self, connection: Connection) -> Draft:
         """Begin to write: take the log's head, and hold it until the database transaction ends."""
         return Draft(connection, self._signer)
@@ -44,6 +49,24 @@ class Log:
         if latest is None:
             return self._signer.sign(Checkpoint(origin=self._signer.name, size=0, root=EMPTY_ROOT))
         return str(latest.note)
+
+    def checkpoint_at(self, connection: Connection, size: int) -> str:
+        """Return the signed checkpoint of the first `size` entries: the one of their commit or, inside one, a new one.
+
+        Any prefix of the log may be signed for, since it is consistent with every checkpoint there is or will be.
+        Raises NotInLog past the sealed head.
+        """
+        note: str | None = connection.scalar(select(log_checkpoint.c.note).where(log_checkpoint.c.size == size))
+        if note is not None:
+            return note
+        root = self.frontier(connection, size).root()
+        return self._signer.sign(Checkpoint(origin=self._signer.name, size=size, root=root))
+
+    def frontier(self, connection: Connection, size: int) -> Frontier:
+        """Return the frontier that the tree had at this size. Raises NotInLog past the sealed head."""
+        if not 0 <= size <= (sealed := _sealed_size(connection)):
+            raise NotInLog(f"the log as sealed has {sealed} entries, and no tree of {size}")
+        return frontier_at(size, self._hash_at(connection, size))
 
     def checkpoint_over(self, connection: Connection, log_index: int) -> str:
         """Return the first checkpoint that covers an entry. Raises NotInLog while there is none."""

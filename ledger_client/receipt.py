@@ -11,9 +11,10 @@ from datetime import UTC, datetime
 from ledger_client.amounts import Amounts, Line, net
 from ledger_client.checkpoint import Checkpoint, CheckpointError, Note, Verifier
 from ledger_client.cosignature import Quorum, WitnessVerifier
-from ledger_client.entries import Entry, EntryError
+from ledger_client.entries import RECEIVED, Entry, EntryError
 from ledger_client.forms import from_base64, from_decimal, to_base64
 from ledger_client.merkle import HASH_BYTES, leaf_hash, verify_inclusion
+from ledger_client.received import Received
 
 _HEADER = "c2sp.org/tlog-proof@v1"
 _FORM = re.compile(re.escape(_HEADER) + r"\n(?:extra (\S+)\n)?index (\S+)\n((?:\S+\n){0,63})\n(.+)", re.DOTALL)
@@ -120,7 +121,8 @@ def verify_receipt(
     4. Where witnesses are named, a quorum of them has cosigned the checkpoint.
     5. The entry is the one expected, and gives a leaf hash.
     6. The path leads from that leaf at that index to the checkpoint's root.
-    7. The entry is well formed, and its amounts agree: postings sum to zero, the split to the charge.
+    7. The entry is well formed, and its amounts agree: postings sum to zero, the split to the charge. An entry that the
+       log received from another is held as it should be, and 7 and 8 go on with the one inside.
     8. Where there is a claim, the split gives its account exactly its amount.
     """
     asked = None
@@ -156,11 +158,11 @@ def verify_receipt(
             run.found = f"leaf {receipt.index} is under the root"
         with run.step(7, "amounts"):
             decoded = Entry.decode(raw)
-            run.found = _check_amounts(decoded)
+            stated, run.found = _check_amounts(decoded)
             opened = decoded
         if claim:
             with run.step(8, "claim"):
-                run.found = _check_claim(decoded, claim)
+                run.found = _check_claim(stated, claim)
     return Verified(steps=tuple(run.steps), entry=opened, checkpoint=checked, index=included)
 
 
@@ -214,7 +216,15 @@ def _entry_bytes(receipt: Receipt, expected: bytes | None) -> bytes:
     return raw
 
 
-def _check_amounts(entry: Entry) -> str:
+def _check_amounts(entry: Entry) -> tuple[Entry, str]:
+    """Return the entry that states the amounts, which may be inside of the one given, and what was found."""
+    if entry.type == RECEIVED:
+        received = Received.of(entry)
+        return received.entry, f"entry {received.log_index} of {received.origin}: {_agreeing(received.entry)}"
+    return entry, _agreeing(entry)
+
+
+def _agreeing(entry: Entry) -> str:
     amounts = Amounts.of(entry)
     for invariant, fault in amounts.faults():
         raise EntryError(f"{invariant}: {fault}")

@@ -33,6 +33,14 @@ class SettlementError(ValueError):
     """Amounts that cannot be paid, or a payout file that is malformed or contradicts itself."""
 
 
+class ChainError(RuntimeError):
+    """The chain did not do what was asked, or cannot be asked. error: the contract's name for it, if it has one."""
+
+    def __init__(self, message: str, *, error: str | None = None) -> None:
+        super().__init__(message)
+        self.error = error
+
+
 def token_units(amount_nano: int, token_decimals: int) -> int:
     """Convert nano-USD (≥ 0) to units of a token worth a dollar, rounding down; a dollar has 10^token_decimals units.
 

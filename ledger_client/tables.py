@@ -40,6 +40,40 @@ log_checkpoint = Table(
     Column("size", _Count, primary_key=True, autoincrement=False),
     Column("note", Text, nullable=False),
 )
+# What this log received from other logs, one row a batch: entries [source_start, source_end) of a log stand in this one
+# from log_start on. frontier and note: the source's tree at source_end, as its own checkpoint has it. time: of receipt.
+log_received = Table(
+    "log_received",
+    metadata,
+    Column("origin", String(255), primary_key=True),
+    Column("source_end", _Count, primary_key=True, autoincrement=False),
+    Column("source_start", _Count, nullable=False),
+    Column("log_start", _Count, nullable=False),
+    Column("time", String(32), nullable=False),
+    Column("frontier", LargeBinary, nullable=False),
+    Column("note", Text, nullable=False),
+)
+# The first checkpoint of each log whose key signed a history that contradicts what was received before it.
+log_fork = Table(
+    "log_fork",
+    metadata,
+    Column("origin", String(255), primary_key=True),
+    Column("note", Text, nullable=False),
+    Column("time", String(32), nullable=False),
+)
+# What ledgers elsewhere acknowledged of this log, one row a batch: entries [log_start, log_end) stand in the log named
+# `ledger` from ledger_start on. frontier: of its tree before them. note: its checkpoint with them, and nothing after.
+log_shipment = Table(
+    "log_shipment",
+    metadata,
+    Column("ledger", String(255), primary_key=True),
+    Column("log_end", _Count, primary_key=True, autoincrement=False),
+    Column("log_start", _Count, nullable=False),
+    Column("ledger_start", _Count, nullable=False),
+    Column("time", String(32), nullable=False),
+    Column("frontier", LargeBinary, nullable=False),
+    Column("note", Text, nullable=False),
+)
 # What witnesses said to a checkpoint after it was stored. witness: name and key id.
 log_cosignature = Table(
     "log_cosignature",

@@ -14,7 +14,7 @@ from ledger_client.checkpoint import Checkpoint, CheckpointError, Note, NoteSign
 from ledger_client.forms import from_base64, from_decimal, to_base64
 from ledger_client.merkle import EMPTY_ROOT, HASH_BYTES, ProofError, verify_consistency
 
-MAX_SUBMISSION_BYTES = 2**17  # a note of the most characters, most of them of more than one byte, and 63 hashes
+MAX_SUBMISSION_BYTES = 2**17  # the longest note that is read, in ASCII, and the longest proof, twice over
 
 _FORM = re.compile(r"old (\S+)\n((?:\S+\n){0,63})\n(.+)", re.DOTALL)
 

@@ -2,12 +2,12 @@
 
 from ledger_client import SUSPENSE
 from metering.books import Books
-from metering.budgets import Budget
+from metering.budgets import Budget, Draw
 from metering.committer import Committer
 from metering.corrections import supersede
 from metering.earnings import Earnings, Grouping, Page, earnings, entries
 from metering.errors import BudgetExceeded, CommitError, InsufficientCredit, IntentError, MeteringError
-from metering.feedback import record_feedback
+from metering.feedback import Rating, ratings, record_feedback
 from metering.fsck import StoredBooks, fsck_books
 from metering.policy import SplitPolicy
 from metering.postings import (
@@ -38,7 +38,19 @@ from metering.settlement import (
 )
 from metering.splits import AdapterTerms, DocumentTerms, PlayerShare, SplitLine, split
 from metering.statements import Statement, statement, summaries
-from metering.store import Balance, Intent, Line, RequestState, balance, balances, open_intents, request_state
+from metering.store import (
+    Balance,
+    Intent,
+    Line,
+    RequestState,
+    balance,
+    balances,
+    budgets,
+    draws,
+    forget_draws,
+    open_intents,
+    request_state,
+)
 from metering.tables import metadata
 from metering.transaction import Expected, Transaction
 from metering.usage import Usage
@@ -59,6 +71,7 @@ __all__ = [
     "CommitError",
     "Committer",
     "DocumentTerms",
+    "Draw",
     "Earnings",
     "EstimatorRun",
     "Expected",
@@ -73,6 +86,7 @@ __all__ = [
     "PlayerShare",
     "Posting",
     "Price",
+    "Rating",
     "RequestState",
     "Settlement",
     "SettlementTerms",
@@ -88,18 +102,22 @@ __all__ = [
     "balances",
     "base_account",
     "bind_address",
+    "budgets",
     "caller_account",
     "carried_forward",
     "closed_periods",
     "contributor_account",
+    "draws",
     "earnings",
     "entries",
+    "forget_draws",
     "fsck_books",
     "last_nonce",
     "metadata",
     "open_intents",
     "payout_addresses",
     "payouts",
+    "ratings",
     "record_feedback",
     "request_state",
     "settle",

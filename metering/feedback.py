@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from sqlalchemy import insert, select
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, insert, select
 
 from ledger_client import Entry
 from metering._checks import DIGEST, check_text
@@ -12,6 +15,25 @@ from metering.tables import rating_table
 from metering.transaction import Transaction
 
 _ADD_RATING = insert(rating_table)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rating:
+    """One rating that a caller gave an answer: 1 or −1, by the entry that holds it."""
+
+    log_index: int
+    request_id: str
+    time: str
+    rating: int
+
+
+def ratings(connection: Connection, request_id: str | None = None) -> Iterator[Rating]:
+    """Yield every rating, or those of one answer, in log order, streaming."""
+    query = select(rating_table).order_by(rating_table.c.log_index)
+    if request_id is not None:
+        query = query.where(rating_table.c.request_id == request_id)
+    for row in connection.execute(query.execution_options(yield_per=1000)):
+        yield Rating(**row._mapping)
 
 
 def record_feedback(

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, Row, and_, delete, func, or_, select
 
-from metering.tables import account_table, intent_table, is_open
+from metering.budgets import Budget, Draw
+from metering.tables import account_table, budget_table, draw_table, intent_table, is_open
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +128,26 @@ def request_state(connection: Connection, request_id: str) -> RequestState | Non
     return None if row is None else request_state_of(row)
 
 
+def budgets(connection: Connection) -> dict[str, Budget]:
+    """Return every budget that limits something, by its subject."""
+    found = (Budget(**row._mapping) for row in connection.execute(select(budget_table)))
+    return {budget.subject: budget for budget in found if not budget.unlimited}
+
+
+def draws(connection: Connection, window: str) -> dict[str, Draw]:
+    """Return what was drawn in a month or minute on each budget that something was drawn on."""
+    rows = connection.execute(select(draw_table).where(draw_table.c.time_window == window))
+    return {row.subject: Draw(requests=row.requests, tokens=row.tokens, spent_nano=row.spent_nano) for row in rows}
+
+
+def forget_draws(connection: Connection, *, month: str, minute: str) -> None:
+    """Delete what was drawn in months before one such as 2025-01, and in minutes before one as 2025-01-31T23:59."""
+    columns = draw_table.c
+    is_month = func.length(columns.time_window) == len("2025-01")
+    old = or_(and_(is_month, columns.time_window < month), and_(~is_month, columns.time_window < minute))
+    connection.execute(delete(draw_table).where(old))
+
+
 def balance_of(row: Row[Any]) -> Balance:
     """Read a row of the account table."""
     return Balance(credits_nano=row.credits_nano, debits_nano=row.debits_nano, pending_nano=row.pending_nano)
@@ -149,4 +170,24 @@ def request_state_of(row: Row[Any]) -> RequestState:
         charge_nano=row.charge_nano,
         served_model=row.served_model,
         attribution_index=row.attribution_index,
+    )
+
+
+def request_row(state: RequestState | None) -> tuple[object, ...]:
+    """Return the row of intent_table that a request is stored in."""
+    assert state is not None  # noqa: S101 - only what was set is written
+    intent = state.intent
+    return (
+        intent.gateway,
+        intent.gateway_seq,
+        intent.request_id,
+        intent.account,
+        intent.maximum_nano,
+        intent.maximum_tokens,
+        " ".join(intent.budgeted),
+        intent.admitted_at,
+        state.ended_index,
+        state.charge_nano,
+        state.served_model,
+        state.attribution_index,
     )

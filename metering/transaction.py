@@ -10,17 +10,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, TypeAlias, TypeVar
 
-from sqlalchemy import Column, ColumnElement, Connection, Executable, String, Table, bindparam, func, insert, select
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Column, ColumnElement, Connection, Executable, String, bindparam, func, select
+from sqlalchemy.dialects import postgresql
 
-from ledger_client import Draft, Log, period_of
+from ledger_client import Draft, Log, Rows, period_of
 from metering._checks import LIMIT_NANO
 from metering.budgets import Budget, Draw
 from metering.errors import MeteringError
 from metering.postings import CONTRIBUTOR_PREFIX
-from metering.store import Balance, Intent, Line, RequestState, balance_of, request_state_of
+from metering.store import Balance, Line, RequestState, balance_of, request_row, request_state_of
 from metering.tables import (
     account_period_table,
     account_table,
@@ -42,7 +43,17 @@ _FIND_DRAW = select(draw_table).where(
 )
 _LAST_SEQUENCE = select(func.max(intent_table.c.gateway_seq)).where(intent_table.c.gateway == bindparam("gateway"))
 _LAST_CLOSED = select(func.max(period_table.c.period))
-_ADD_POSTINGS = insert(posting_table)
+_POSTINGS, _PERIODS, _EARNINGS = Rows(posting_table), Rows(account_period_table, "add"), Rows(earning_table, "add")
+_STATES = {
+    "account": Rows(account_table, "replace"),
+    "request": Rows(intent_table, "replace"),
+    "budget": Rows(budget_table, "replace"),
+    "draw": Rows(draw_table, "replace"),
+}
+_LINE = attrgetter(*posting_table.c.keys())
+_BALANCE = attrgetter("credits_nano", "debits_nano", "pending_nano")
+_BUDGET = attrgetter(*budget_table.c.keys())
+_DRAW = attrgetter("requests", "tokens", "spent_nano")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +88,7 @@ class Transaction:
     def __init__(self, connection: Connection, log: Log) -> None:
         self.log: Draft = log.draft(connection)
         self._connection = connection
-        self._statements = _STATEMENTS[connection.dialect.name]
+        self._finds = _FINDS[connection.dialect.name]
         self._accounts: dict[str, Balance] = {}
         self._requests: dict[str, RequestState | None] = {}
         self._budgets: dict[str, Budget | None] = {}
@@ -87,7 +98,7 @@ class Transaction:
         # What is not written yet: rows as they are to be, additions to sums, and rows only ever added.
         self._dirty: dict[tuple[str, Any], None] = {}
         self._periods: dict[tuple[str, str], tuple[int, int, int, int]] = {}
-        self._earnings: dict[tuple[str, str, str, str], int] = {}
+        self._earnings: dict[tuple[str, str, str, str], int] = {}  # by account, dimension, period and key
         self._postings: list[Line] = []
         self._deferred: list[tuple[Executable, _Row]] = []
         self._undo: list[tuple[dict[Any, Any], Any, Any]] = []
@@ -235,9 +246,8 @@ class Transaction:
         """Write what is held to the database; the log is not sealed by it."""
         self.log.write()
         self._write_rows()
-        if self._postings:
-            self._connection.execute(_ADD_POSTINGS, [dict(vars(line)) for line in self._postings])
-            self._postings.clear()
+        _POSTINGS.store(self._connection, [_LINE(line) for line in self._postings])
+        self._postings.clear()
         deferred: dict[Executable, list[_Row]] = {}
         for statement, row in self._deferred:
             deferred.setdefault(statement, []).append(row)
@@ -252,39 +262,27 @@ class Transaction:
         self.log.seal()
 
     def _write_rows(self) -> None:
-        rows: dict[str, list[_Row]] = {}
+        rows: dict[str, list[tuple[Any, ...]]] = {}
         for table, key in self._dirty:
             rows.setdefault(table, []).append(self._row(table, key))
         self._dirty.clear()
         for table, of_table in rows.items():
-            self._connection.execute(self._statements.replace[table], of_table)
-        if self._periods:
-            names = ("earned_nano", "corrected_nano", "paid_nano", "lines")
-            periods = [
-                {"account": account, "period": period} | dict(zip(names, sums, strict=True))
-                for (account, period), sums in self._periods.items()
-            ]
-            self._connection.execute(self._statements.add_period, periods)
-            self._periods.clear()
-        if self._earnings:
-            names = ("account", "period", "dimension", "key")
-            earnings = [
-                dict(zip(names, place, strict=True)) | {"amount_nano": amount}
-                for place, amount in self._earnings.items()
-            ]
-            self._connection.execute(self._statements.add_earning, earnings)
-            self._earnings.clear()
+            _STATES[table].store(self._connection, of_table)
+        # What is added stays below the limit of the account that it is part of, so that no sum leaves 64 bits.
+        _PERIODS.store(self._connection, [(*place, *sums) for place, sums in self._periods.items()])
+        self._periods.clear()
+        _EARNINGS.store(self._connection, [(*place, amount_nano) for place, amount_nano in self._earnings.items()])
+        self._earnings.clear()
 
-    def _row(self, table: str, key: Any) -> _Row:
+    def _row(self, table: str, key: Any) -> tuple[Any, ...]:
         """Return the row of a table as it is to be."""
         if table == "account":
-            return {"account": key, **vars(self._accounts[key])}
+            return (key, *_BALANCE(self._accounts[key]))
         if table == "request":
-            return _intent_row(self._requests[key])
+            return request_row(self._requests[key])
         if table == "budget":
-            return dict(vars(self._budgets[key] or Budget(subject=key)))
-        subject, window = key
-        return {"subject": subject, "time_window": window, **vars(self._draws[key])}
+            return _BUDGET(self._budgets[key] or Budget(subject=key))
+        return (*key, *_DRAW(self._draws[key]))
 
     def _set(self, mapping: dict[Any, Any], key: Any, value: object) -> None:
         self._undo.append((mapping, key, mapping.get(key, _ABSENT)))
@@ -306,7 +304,7 @@ class Transaction:
             return
         for dimension, key in (("day", line.time[:10]), ("model", line.served_model), (line.kind, line.item)):
             if dimension is not None and key is not None:
-                earning = (line.account, line.period, dimension, key)
+                earning = (line.account, dimension, line.period, key)
                 self._set(self._earnings, earning, self._earnings.get(earning, 0) + amount)
 
     def _read_accounts(self, accounts: set[str]) -> None:
@@ -327,15 +325,8 @@ class Transaction:
     def _read(self, table: str, keys: set[str]) -> Sequence[Any]:
         if not keys:
             return ()
-        statements = self._statements
-        return self._connection.execute(statements.find[table], {"keys": statements.keys(sorted(keys))}).all()
-
-
-def _intent_row(state: RequestState | None) -> _Row:
-    assert state is not None  # noqa: S101 - only what was set is written
-    ending = dict(vars(state))
-    intent: Intent = ending.pop("intent")
-    return {**vars(intent), "budgeted": " ".join(intent.budgeted), **ending}
+        parameters = {"keys": self._finds.keys(sorted(keys))}
+        return self._connection.execute(self._finds.queries[table], parameters).all()
 
 
 _KEYED = {
@@ -346,54 +337,24 @@ _KEYED = {
 
 
 @dataclass(frozen=True)
-class _Statements:
-    """What databases spell differently: rows among many keys, and rows that may be there already.
+class _Finds:
+    """The queries for rows among many keys, which databases spell differently.
 
     keys: from the keys looked for to the one parameter that holds them; a parameter for each would cost more than the
     query.
     """
 
-    find: Mapping[str, Executable]
     keys: Callable[[list[str]], object]
-    replace: Mapping[str, Executable]
-    add_period: Executable
-    add_earning: Executable
+    queries: Mapping[str, Executable]
 
     @classmethod
-    def built(
-        cls, make: Any, among: Callable[[Column[Any]], ColumnElement[bool]], keys: Callable[[list[str]], object]
-    ) -> _Statements:
-        tables = {"account": account_table, "request": intent_table, "budget": budget_table, "draw": draw_table}
-        return cls(
-            find={name: select(column.table).where(among(column)) for name, column in _KEYED.items()},
-            keys=keys,
-            replace={name: _upsert(make, table, adds=False) for name, table in tables.items()},
-            add_period=_upsert(make, account_period_table, adds=True),
-            add_earning=_upsert(make, earning_table, adds=True),
-        )
+    def built(cls, keys: Callable[[list[str]], object], among: Callable[[Column[Any]], ColumnElement[bool]]) -> _Finds:
+        return cls(keys=keys, queries={name: select(key.table).where(among(key)) for name, key in _KEYED.items()})
 
 
-def _upsert(make: Any, table: Table, *, adds: bool) -> Executable:
-    """Insert a row, or where its key is there, replace the other columns by its own or add them.
-
-    What is added stays below the limit of the account that it is part of, so that no sum leaves 64 bits.
-    """
-    statement = make(table)
-    new = {column.name: statement.excluded[column.name] for column in table.c if not column.primary_key}
-    changes = {name: table.c[name] + value for name, value in new.items()} if adds else new
-    upsert: Executable = statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=changes)
-    return upsert
-
-
-_STATEMENTS = {
-    "sqlite": _Statements.built(
-        sqlite.insert,
-        lambda column: column.in_(select(func.json_each(bindparam("keys")).table_valued("value").c.value)),
-        json.dumps,
+_FINDS = {
+    "sqlite": _Finds.built(
+        json.dumps, lambda key: key.in_(select(func.json_each(bindparam("keys")).table_valued("value").c.value))
     ),
-    "postgresql": _Statements.built(
-        postgresql.insert,
-        lambda column: column == func.any(bindparam("keys", type_=postgresql.ARRAY(String))),
-        list,
-    ),
+    "postgresql": _Finds.built(list, lambda key: key == func.any(bindparam("keys", type_=postgresql.ARRAY(String)))),
 }

@@ -78,7 +78,12 @@ def office(config: Path) -> Iterator[Office]:
 
 def print_json(value: object) -> None:
     """Print one JSON document."""
-    typer.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
+    typer.echo(json_text(value))
+
+
+def json_text(value: object) -> str:
+    """A JSON document, indented."""
+    return orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool, title: str = "") -> None:

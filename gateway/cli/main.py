@@ -11,9 +11,22 @@ from rich.text import Text
 
 from gateway.answers import UnknownRequestError
 from gateway.auth import UnknownKeyError
-from gateway.cli import asking, material, people, proofs, reading, server, settling, witness
+from gateway.cli import (
+    archiving,
+    asking,
+    checking,
+    ledgers,
+    material,
+    people,
+    proofs,
+    reading,
+    server,
+    settling,
+    witness,
+)
 from gateway.cli.context import err
 from gateway.cli.demo import DemoError, demo
+from gateway.corrections import CorrectionError
 from gateway.database import DatabaseError
 from gateway.engines import EngineError
 from gateway.engines.weights import WeightsError
@@ -22,22 +35,28 @@ from gateway.registry import RegistryError
 from gateway.settings import SettingsError
 from ledger_client import (
     AddressError,
+    ArchiveError,
+    ChainError,
     CheckpointError,
     EntryConflict,
     KeyFileError,
     LogError,
+    NotInLog,
     PeriodError,
     ProofError,
     SettlementError,
     WitnessStateError,
 )
-from metering import CommitError, MeteringError
+from metering import CommitError, IntentError, MeteringError
 from retrieval import DocumentError, EmbedderError, EmbedderMismatchError
 
 EXPECTED = (
     AddressError,
+    ChainError,
+    ArchiveError,
     CheckpointError,
     CommitError,
+    CorrectionError,
     DatabaseError,
     DemoError,
     DocumentError,
@@ -45,9 +64,11 @@ EXPECTED = (
     EmbedderMismatchError,
     EngineError,
     EntryConflict,
+    IntentError,
     KeyFileError,
     LogError,
     MeteringError,
+    NotInLog,
     OSError,
     NoChainError,
     PeriodError,
@@ -74,7 +95,7 @@ app.command()(server.init)
 app.command()(server.serve)
 app.command()(server.migrate)
 app.command()(demo)
-app.command("fsck")(proofs.run_fsck)
+app.command("fsck")(checking.run_fsck)
 app.command()(material.ingest)
 app.command()(asking.ask)
 app.command()(reading.earnings)
@@ -91,7 +112,10 @@ app.add_typer(material.documents, name="document")
 app.add_typer(material.adapters, name="adapter")
 app.add_typer(settling.payouts, name="payouts")
 app.add_typer(reading.attributions, name="attribution")
+app.add_typer(ledgers.ledgers, name="ledger")
+app.add_typer(archiving.archive, name="archive")
 app.add_typer(witness.witness, name="witness")
+app.add_typer(reading.ratings, name="feedback")
 
 
 def main() -> None:

@@ -3,34 +3,51 @@
 from __future__ import annotations
 
 import re
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from gateway import answers
-from gateway.cli.context import DEFAULT_CONFIG, ConfigOption, JsonOption, err, office, out, print_json, say
-from gateway.settings import load
-from ledger_client import Line, QuorumError, Signer, StoredLog, Verifier, WitnessVerifier, fsck, verify_receipt
-from metering import StoredBooks, balances, open_intents
+from gateway.cli.context import DEFAULT_CONFIG, ConfigOption, JsonOption, office, out, print_json, say
+from gateway.settings import Settings, load
+from ledger_client import (
+    Line,
+    QuorumError,
+    Signer,
+    Verifier,
+    WitnessVerifier,
+    ledger_receipt,
+    verify_receipt,
+)
 
 
 def receipt(
     request_id: str,
     output: Annotated[Path | None, typer.Option("--out", "-o", help="Write to a file instead of printing.")] = None,
+    ledger: Annotated[str | None, typer.Option(help="The proof that this one of [[ledgers]] holds it too.")] = None,
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
     """The proof that an answer's newest entry is in the log; it verifies offline."""
     with office(config) as o, o.database.read() as connection:
-        text = o.log.receipt(connection, answers.find(connection, request_id).newest_index)
+        log_index = answers.find(connection, request_id).newest_index
+        if ledger is None:
+            text = o.log.receipt(connection, log_index)
+        else:
+            text = ledger_receipt(connection, o.log, _ledger_origin(o.settings, ledger), log_index)
     if output is None:
         typer.echo(text, nl=False)
     else:
         output.write_text(text, encoding="utf-8")
         say(f"receipt of {request_id} in {output}")
+
+
+def _ledger_origin(settings: Settings, name: str) -> str:
+    for ledger in settings.ledgers:
+        if ledger.name == name:
+            return ledger.verifier.name
+    raise typer.BadParameter(f"no [[ledgers]] is named {name!r}", param_hint="--ledger")
 
 
 def log_key(config: ConfigOption = DEFAULT_CONFIG) -> None:
@@ -97,33 +114,3 @@ def _line(claim: str) -> Line:
     if not account or not re.fullmatch("0|[1-9][0-9]{0,18}", amount):
         raise typer.BadParameter(f"{claim!r} is not of the form contributor:someone=1200", param_hint="--claim")
     return Line(account=account, amount_nano=int(amount))
-
-
-def run_fsck(config: ConfigOption = DEFAULT_CONFIG, *, as_json: JsonOption = False) -> None:
-    """Check every invariant from the stored bytes: entries, tree, checkpoints, postings, balances, intents."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed}"), TimeElapsedColumn())
-    progress = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
-    with office(config) as o, o.database.read() as connection, progress as bar:
-        task = bar.add_task("entries checked")
-        size = o.log.size(connection)
-        stored = StoredLog(connection)
-        findings = fsck(
-            stored.entries(),
-            o.log.checkpoints(connection),
-            dict(balances(connection)),
-            o.signer.verifier,
-            open_intents={(intent.gateway, intent.gateway_seq) for intent in open_intents(connection)},
-            read=partial(o.log.entry, connection),
-            laws=(stored, StoredBooks(connection)),
-            processes=1,
-            total=size,
-            progress=lambda now: bar.update(task, completed=now.done, total=now.total),
-        )
-    if as_json:
-        print_json({"ok": not findings, "entries": size, "findings": [vars(finding) for finding in findings]})
-    else:
-        for finding in findings:
-            where = "" if finding.log_index is None else f" at log index {finding.log_index}"
-            out.print(f"[red]{finding.invariant}[/red]{where}: {escape(finding.message)}")
-        out.print(f"fsck: ok, {size} entries" if not findings else f"fsck: {len(findings)} findings")
-    raise typer.Exit(1 if findings else 0)

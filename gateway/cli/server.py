@@ -22,7 +22,7 @@ from gateway.app import create_app
 from gateway.cli.context import DEFAULT_CONFIG, ConfigOption, JsonOption, out, print_json, say
 from gateway.database import Database, DatabaseError
 from gateway.observe import configure_logging
-from gateway.settings import LogSection, Settings, load
+from gateway.settings import LogSection, load
 from ledger_client import Log, Signer
 
 log = structlog.get_logger(__name__)
@@ -65,7 +65,12 @@ def prepare(folder: Path, origin: str) -> None:
     settings = load(config)
     _migrate(config)
     if not settings.log.signing_key_file.exists():
-        _make_key(settings)
+        database = Database(settings.database.url)
+        try:
+            make_key(settings.log.signing_key_file, settings.log.origin, database)
+        finally:
+            database.close()
+        say(f"made the signing key {settings.log.signing_key_file}")
     say(f"log key: {Signer.load(settings.log.signing_key_file).verifier_key}")
 
 
@@ -143,22 +148,17 @@ def check(config: ConfigOption = DEFAULT_CONFIG, *, as_json: JsonOption = False)
     say(f"{config}: ok")
 
 
-def _make_key(settings: Settings) -> None:
-    """Make the log's signing key, unless the database holds a log that another key has signed."""
-    key_file = settings.log.signing_key_file
-    signer = Signer.generate(settings.log.origin)
-    database = Database(settings.database.url)
-    try:
-        with database.read() as connection:
-            entries = Log(signer).size(connection)
-    finally:
-        database.close()
+def make_key(key_file: Path, origin: str, database: Database) -> Signer:
+    """Make a log's signing key, unless the database holds a log that another key has signed."""
+    signer = Signer.generate(origin)
+    with database.read() as connection:
+        entries = Log(signer).size(connection)
     if entries:
         raise DatabaseError(
             f"the database holds a log of {entries} entries that another key signed; put back {key_file}"
         )
     signer.save(key_file)
-    say(f"made the signing key {key_file}")
+    return signer
 
 
 def _migrate(config: Path) -> None:

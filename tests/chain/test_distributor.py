@@ -9,8 +9,8 @@ import pytest
 
 from ledger_client import leaf_hash
 from ledger_client.addresses import to_address
-from ledger_client.chain import Anchor, ChainError, Distributor
-from ledger_client.settlement import Claim, PayoutTree
+from ledger_client.chain import Anchor, ChainError, Distributor, Epoch
+from ledger_client.settlement import Claim, PayoutTree, SettlementError
 
 from .kit import HOUR_S, Anvil, Site
 
@@ -81,7 +81,7 @@ def test_a_later_root_pays_the_difference_and_ends_the_earlier_one(site: Site) -
     refused("RootNotCurrent", lambda: site.distributor.claim(first.claim(site.bob.address)))
     for account, paid in ((site.alice, 15), (site.bob, 50), (site.carol, 1)):
         site.distributor.claim(second.claim(account.address))
-        assert site.distributor.balance(account.address) == paid
+        assert site.distributor.balance(account.address) == site.distributor.claimed(account.address) == paid
     assert site.distributor.standing().claimed == 66
 
 
@@ -104,7 +104,8 @@ def test_the_earlier_root_pays_while_the_later_one_waits(site: Site) -> None:
     site.fund(10)
     first = site.post({site.alice.address: 3})
     second = site.post({site.alice.address: 10}, ripe=False)
-    refused("RootNotCurrent", lambda: site.distributor.claim(second.claim(site.alice.address)))
+    refusal = refused("RootNotCurrent", lambda: site.distributor.claim(second.claim(site.alice.address)))
+    assert "epoch 2 waits out its timelock: claims open at 2" in str(refusal)
     site.distributor.claim(first.claim(site.alice.address))
     assert site.distributor.balance(site.alice.address) == 3
 
@@ -159,8 +160,7 @@ def test_claims_never_pass_the_total_that_was_posted(site: Site) -> None:
 def test_epochs_are_dense_and_totals_never_fall(site: Site) -> None:
     tree = PayoutTree(amounts={site.alice.address: 10})
     post = site.distributor.post
-    for number in (0, 2):
-        refused("EpochNotNext", lambda number=number: post(site.epoch(tree, number=number)))
+    refused("EpochNotNext", lambda: post(site.epoch(tree, number=2)))
     post(site.epoch(tree))
     refused("TotalFell", lambda: post(site.epoch(tree, total=9)))
     refused("LogNotGrowing", lambda: post(site.epoch(tree, log_size=10)))
@@ -168,6 +168,31 @@ def test_epochs_are_dense_and_totals_never_fall(site: Site) -> None:
     refused("TotalWithoutRoot", lambda: post(site.epoch(tree, root=None)))
     post(site.epoch(tree))
     assert site.distributor.standing().latest_epoch == 2
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        {"number": 0},
+        {"cumulative_total": -1},
+        {"cumulative_total": 2**128},
+        {"root": b"short"},
+        {"log_root": b"short"},
+        {"log_size": -1},
+        {"log_size": 2**63},
+    ],
+)
+def test_an_epoch_that_no_chain_can_hold_is_refused_at_birth(member: dict[str, Any]) -> None:
+    sound: dict[str, Any] = {
+        "number": 1,
+        "root": bytes(32),
+        "cumulative_total": 1,
+        "log_size": 1,
+        "log_root": bytes(32),
+    }
+    assert Epoch(**sound).claimable_at_s is None
+    with pytest.raises(SettlementError):
+        Epoch(**sound | member)
 
 
 def test_an_epoch_in_which_nobody_was_ever_due_anything_has_no_root(site: Site) -> None:

@@ -30,6 +30,7 @@ def test_every_promised_route_is_served() -> None:
         "/v1/contributors/{contributor}/entries",
         "/v1/contributors/{contributor}/statements/{period}",
         "/v1/embeddings",
+        "/v1/feedback",
         "/v1/models",
         "/v1/models/{name}",
         "/v1/receipts/{request_id}",

@@ -13,10 +13,11 @@ from starlette.types import ASGIApp
 
 
 @contextmanager
-def serving(app: ASGIApp) -> Iterator[str]:
-    """Serve until the block ends; gives the address, without a slash at its end."""
+def serving(app: ASGIApp, port: int = 0) -> Iterator[str]:
+    """Serve until the block ends; gives the address, without a slash at its end. port: 0 takes any free one."""
     with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # who comes back wants the port it had
+        listener.bind(("127.0.0.1", port))
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

@@ -16,7 +16,7 @@ import rfc8785
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ledger_client import ENTRY_TYPES, MAX_ENTRY_BYTES, Entry, EntryError, entry_id
+from ledger_client import ENTRY_TYPES, MAX_ENTRY_BYTES, MAX_FACT_BYTES, Entry, EntryError, entry_id
 from ledger_client.entries import _exact, _fast
 
 
@@ -233,14 +233,15 @@ def test_an_endless_nest_is_refused_not_a_crash() -> None:
 
 
 def test_the_longest_entry_fits_a_bundle_and_one_more_byte_does_not() -> None:
-    room = MAX_ENTRY_BYTES - len(entry(data={"s": ""}).encode())
-    longest = entry(data={"s": "x" * room})
-    assert len(longest.encode()) == MAX_ENTRY_BYTES
-    assert Entry.decode(longest.encode()) == longest
-    with pytest.raises(EntryError, match="65535 bytes"):
-        entry(data={"s": "x" * (room + 1)})
-    with pytest.raises(EntryError, match="65535 bytes"):
-        Entry.decode(longest.encode() + b" ")
+    for kind, most in (("usage.recorded", MAX_FACT_BYTES), ("entry.received", MAX_ENTRY_BYTES)):
+        room = most - len(entry(type=kind, data={"s": ""}).encode())
+        longest = entry(type=kind, data={"s": "x" * room})
+        assert len(longest.encode()) == most
+        assert Entry.decode(longest.encode()) == longest
+        with pytest.raises(EntryError, match=f"{most} bytes"):
+            entry(type=kind, data={"s": "x" * (room + 1)})
+        with pytest.raises(EntryError, match=f"{most} bytes"):
+            Entry.decode(longest.encode().replace(b"xx", b"xxx", 1))
 
 
 def _edited(**changes: Any) -> bytes:

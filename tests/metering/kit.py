@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 from sqlalchemy import Connection, Engine, insert
 
 import ledger_client
 import metering
 from gateway.database import Database
-from ledger_client import Entry, Log, Signer
+from ledger_client import Entry, Finding, Log, Signer, fsck
 from metering import (
     AdapterTerms,
     AttributedPlayer,
@@ -23,9 +25,12 @@ from metering import (
     PlayerShare,
     Price,
     SplitPolicy,
+    StoredBooks,
     Transaction,
     Usage,
     UsageRecord,
+    balances,
+    open_intents,
     split,
 )
 from metering.books import in_role, lines_of, transfer
@@ -45,6 +50,8 @@ DOCUMENT = PlayerShare(id="doc_1", share_ppm=600_000, terms=DocumentTerms(owner=
 ADAPTER = PlayerShare(
     id="concise", share_ppm=400_000, terms=AdapterTerms(developer="dev", datasets=(("ann", 1), ("bob", 2)))
 )
+
+_PRETENDED = re.compile("(price_index|policy_index|adapter_index|document_indexes|player) ")
 
 _ADD_PERIOD, _ADD_PAYOUT, _ADD_ADDRESS = insert(period_table), insert(payout_table), insert(address_table)
 
@@ -167,3 +174,25 @@ def bind_address(books: Books, tx: Transaction, contributor: str, nonce: int = 0
     appended = books.log(tx, "address.bound", f"{contributor}:{nonce}", contributor, data)
     tx.defer(_ADD_ADDRESS, row | {"log_index": appended.log_index})
     return appended.log_index
+
+
+def audited(connection: Connection) -> list[Finding]:
+    """What the checker finds in log and books, but for registrations, payouts and closings that this kit pretends."""
+    law = StoredBooks(connection)
+    findings = fsck(
+        LOG.entries(connection),
+        LOG.checkpoints(connection),
+        dict(balances(connection)),
+        SIGNER.verifier,
+        open_intents={(intent.gateway, intent.gateway_seq) for intent in open_intents(connection)},
+        read=partial(LOG.entry, connection),
+        laws=[law],
+    )
+
+    def pretended(finding: Finding) -> bool:
+        if finding.log_index is None:
+            return False
+        kind = Entry.decode(LOG.entry(connection, finding.log_index)).type
+        return kind in {"payout.recorded", "period.closed"} or _PRETENDED.match(finding.message) is not None
+
+    return [finding for finding in findings if not pretended(finding)]

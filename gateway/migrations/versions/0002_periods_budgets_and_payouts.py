@@ -67,7 +67,14 @@ def upgrade() -> None:
         sa.Column("response", sa.LargeBinary(), nullable=True),
         sa.PrimaryKeyConstraint("account", "key_digest"),
     )
-    op.create_index("idempotency_by_age", "idempotency", ["created_at"], unique=False)
+    op.create_index(
+        "idempotency_kept",
+        "idempotency",
+        ["created_at"],
+        unique=False,
+        sqlite_where=sa.text("response IS NOT NULL"),
+        postgresql_where=sa.text("response IS NOT NULL"),
+    )
 
     op.create_table(
         "log_cosignature",
@@ -75,6 +82,37 @@ def upgrade() -> None:
         sa.Column("witness", sa.String(length=264), nullable=False),
         sa.Column("line", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("size", "witness"),
+    )
+    op.create_table(
+        "log_fork",
+        sa.Column("origin", sa.String(length=255), nullable=False),
+        sa.Column("note", sa.Text(), nullable=False),
+        sa.Column("time", sa.String(length=32), nullable=False),
+        sa.PrimaryKeyConstraint("origin"),
+    )
+    op.create_table(
+        "log_received",
+        sa.Column("origin", sa.String(length=255), nullable=False),
+        sa.Column(
+            "source_end", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=False, nullable=False
+        ),
+        sa.Column("source_start", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("log_start", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("time", sa.String(length=32), nullable=False),
+        sa.Column("frontier", sa.LargeBinary(), nullable=False),
+        sa.Column("note", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("origin", "source_end"),
+    )
+    op.create_table(
+        "log_shipment",
+        sa.Column("ledger", sa.String(length=255), nullable=False),
+        sa.Column("log_end", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=False, nullable=False),
+        sa.Column("log_start", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("ledger_start", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("time", sa.String(length=32), nullable=False),
+        sa.Column("frontier", sa.LargeBinary(), nullable=False),
+        sa.Column("note", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("ledger", "log_end"),
     )
     op.create_table(
         "payout",
@@ -178,8 +216,16 @@ def downgrade() -> None:
     op.drop_index("payout_by_period", table_name="payout")
 
     op.drop_table("payout")
+    op.drop_table("log_shipment")
+    op.drop_table("log_received")
+    op.drop_table("log_fork")
     op.drop_table("log_cosignature")
-    op.drop_index("idempotency_by_age", table_name="idempotency")
+    op.drop_index(
+        "idempotency_kept",
+        table_name="idempotency",
+        sqlite_where=sa.text("response IS NOT NULL"),
+        postgresql_where=sa.text("response IS NOT NULL"),
+    )
 
     op.drop_table("idempotency")
     op.drop_table("feedback_comment")
