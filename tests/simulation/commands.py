@@ -39,6 +39,7 @@ PLAYERS = (
 )
 MODELS = ("chat", "plain")
 CONTRACT = "0x" + "44" * 20
+DISTRIBUTOR = f"eip155:31337:{CONTRACT}"
 
 Work: TypeAlias = Callable[[Books, Transaction], Any]
 
@@ -68,7 +69,12 @@ def _bind(books: Books, tx: Transaction, contributor: str, address: str, nonce: 
 
 
 def _settle(books: Books, tx: Transaction, period: str, method: str, minimum: int) -> tuple[int, dict[str, int]]:
-    terms = SettlementTerms(method="chain" if method == "chain" else "csv", minimum_nano=minimum)
+    chain = method == "chain"
+    terms = SettlementTerms(
+        method="chain" if chain else "csv",
+        distributor=DISTRIBUTOR if chain else None,
+        minimum_nano=minimum,
+    )
     done = settle(books, tx, period, terms)
     return done.log_index, {payout.contributor: payout.amount_nano for payout in done.payouts}
 

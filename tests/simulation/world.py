@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from itertools import chain
 from random import Random
 from typing import Any
 
@@ -24,7 +25,7 @@ from metering import Books, CommitError, balance, balances, closed_periods, open
 from metering.tables import draw_table, intent_table, rating_table
 from tests.databases import engine_of
 
-from .commands import ACCOUNTS, CONTRIBUTORS, WORKS, Clients, expected_by
+from .commands import ACCOUNTS, CONTRIBUTORS, DISTRIBUTOR, WORKS, Clients, expected_by
 from .load import LOG, SIGNER, findings
 from .model import CONTRIBUTOR, Command, Model, Refused
 from .storage import CRASH, REPLY_LOST, STUMBLE, Fault, Storage, opened
@@ -249,7 +250,8 @@ class World:
             if number
         }
         assert drawn == {place: number for place, number in model.draws.items() if number}, "budgets as drawn"
-        assert closed_periods(connection) == sorted(model.closed)
+        closed = (closed_periods(connection, distributor) for distributor in (None, DISTRIBUTOR))
+        assert sorted(chain.from_iterable(closed)) == sorted(model.closed)
 
     def _check_statements(self, connection: Connection, contributor: str) -> None:
         lines = self.model.lines(CONTRIBUTOR + contributor)
