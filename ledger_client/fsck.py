@@ -12,13 +12,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TypeAlias
 
-from ledger_client.amounts import Amounts
+from ledger_client.apart import LawsApart, read_amounts
 from ledger_client.checkpoint import Checkpoint, CheckpointError, Verifier
 from ledger_client.entries import ENTRY_TYPES, Entry, EntryError
 from ledger_client.laws import Fault, Finding, Identities, Law, Logged, Money, Sequences
@@ -29,6 +29,7 @@ from ledger_client.settling import Periods
 _PROGRESS_ENTRIES = 1000
 _NOTES = 256  # that a helping process verifies at a time; fewer are verified here, sooner than one could start
 _CHUNKS_AHEAD = 4
+_MANY_ENTRIES = 20_000  # after which a process of its own for some of the laws has paid for its start
 
 _Report: TypeAlias = Callable[[str, int | None, str], None]
 """Takes (invariant, log index, what is wrong)."""
@@ -64,10 +65,11 @@ def fsck(
     entries: (log index, bytes), in order. checkpoints: all the notes ever signed, by size. balances: account → nano-USD
     as the books have it, accounts at 0 optional; None when only the log is at hand. open_intents: (gateway, sequence
     number) of admissions that have no entry yet. read: returns an entry by log index, and raises LookupError; needed
-    where entries correct or rate others. laws: more of them, which are shown the same
-    entries; each entry is seen by all laws before the next is asked for. processes: how many may help with signatures,
-    the costliest part; they are started only for a log of many checkpoints. progress: called every 1000 entries and at
-    the end, when total is repeated to it. Reads both streams once, and writes temporary files for a large log.
+    where entries correct or rate others. laws: more of them, which are shown each entry before the next is asked for.
+    processes: how many may help with signatures; above 0, one more takes over half of the laws. They are started for a
+    large log alone. progress: called every 1000 entries and at the end, when total is repeated to it.
+
+    Reads both streams once, and writes temporary files for a large log.
     """
     findings: list[Finding] = []
 
@@ -81,44 +83,77 @@ def fsck(
             progress(Progress(done=done, total=total, rate=done / max(time.monotonic() - started, 1e-9)))
 
     with tempfile.TemporaryDirectory(prefix="tributary-fsck-") as folder, _helpers(processes) as helpers:
-        every: list[Law] = [
-            Identities(Path(folder)),
-            Money(balances, Path(folder)),
-            Sequences(open_intents),
-            References(),
-            Corrections(read),
-            Ratings(read),
-            Periods(),
-            *laws,
-        ]
-        shown = _by_type(every)
-        count = 0
         heads = _growing(_opened(checkpoints, verifier, helpers), report)
-        for count, (log_index, raw, leaf) in enumerate(_through_tree(entries, heads, report), start=1):
-            logged = _read(log_index, raw, leaf, report)
-            for look in shown[logged.entry.type if logged.entry else None]:
-                for invariant, message in look(logged):
-                    report(invariant, log_index, message)
-            if count % _PROGRESS_ENTRIES == 0:
-                tell(count)
-        for law in every:
-            findings.extend(law.end())
+        checks = _Checks(
+            moving=[Money(balances, Path(folder)), Periods()],
+            staying=[Identities(Path(folder)), Sequences(open_intents), References(), Corrections(read), Ratings(read)],
+            more=laws,
+            report=report,
+        )
+        count = 0
+        with closing(checks):
+            for count, (log_index, raw, leaf) in enumerate(_through_tree(entries, heads, report), start=1):
+                checks.show(log_index, raw, leaf)
+                if count % _PROGRESS_ENTRIES == 0:
+                    tell(count)
+                if count == _MANY_ENTRIES and helpers:
+                    checks.part()
+            findings.extend(checks.end())
         tell(count)
     return findings
 
 
-def _read(log_index: int, raw: bytes, leaf: bytes, report: _Report) -> Logged:
-    """Read an entry as far as it can be read: I8 where its bytes are none, I1 where its amounts are none."""
-    try:
-        entry = Entry.decode(raw)
-    except EntryError as error:
-        report("I8", log_index, f"these bytes cannot have been logged: {error}")
-        return Logged(log_index, leaf, None, None)
-    try:
-        return Logged(log_index, leaf, entry, Amounts.of(entry))
-    except EntryError as error:
-        report("I1", log_index, str(error))
-        return Logged(log_index, leaf, entry, None)
+class _Checks:
+    """The laws of a check: moving ones, which may go on in another process, staying ones, and more of the caller's."""
+
+    def __init__(self, *, moving: list[Law], staying: list[Law], more: Iterable[Law], report: _Report) -> None:
+        self._moving = moving
+        self._staying = [*staying, *more]
+        self._apart: LawsApart | None = None
+        self._report = report
+        self._by_type = _by_type([*moving, *self._staying])
+        # Reading amounts is half of what the moving laws cost, so they are read here only for who needs them.
+        self._needing = ENTRY_TYPES if len(self._staying) > len(staying) else frozenset({"answer.superseded"})
+
+    def part(self) -> None:
+        """Let the moving laws go on in a process of their own; where none can be started, they stay."""
+        try:
+            self._apart = LawsApart(self._moving)
+        except OSError:
+            return
+        self._by_type = _by_type(self._staying)
+
+    def show(self, log_index: int, raw: bytes, leaf: bytes) -> None:
+        """Let every law look at an entry. I8 where its bytes are none, I1 where its amounts are none."""
+        entry = amounts = None
+        try:
+            entry = Entry.decode(raw)
+        except EntryError as error:
+            self._report("I8", log_index, f"these bytes cannot have been logged: {error}")
+        if entry is not None:
+            if self._apart is not None:
+                self._apart.show(log_index, raw)
+            if self._apart is None or entry.type in self._needing:
+                amounts, unreadable = read_amounts(log_index, entry)
+                if unreadable is not None and self._apart is None:
+                    self._report("I1", log_index, unreadable.message)
+        logged = Logged(log_index, leaf, entry, amounts)
+        for look in self._by_type[entry.type if entry else None]:
+            for invariant, message in look(logged):
+                self._report(invariant, log_index, message)
+
+    def end(self) -> Iterator[Finding]:
+        """Yield what is wrong with the whole."""
+        if self._apart is not None:
+            yield from self._apart.end()
+        else:
+            yield from chain.from_iterable(law.end() for law in self._moving)
+        yield from chain.from_iterable(law.end() for law in self._staying)
+
+    def close(self) -> None:
+        """End the other process, if there is one."""
+        if self._apart is not None:
+            self._apart.close()
 
 
 def _by_type(laws: Sequence[Law]) -> dict[str | None, list[Callable[[Logged], Iterable[Fault]]]]:

@@ -48,7 +48,7 @@ class Periods:
         self._last_closed: str | None = None
         self._epoch = 0
         self._closing: dict[str, int] = {}  # contributor → balance at the end of the last closed month, unless 0
-        self._open: defaultdict[str, defaultdict[str, _Sums]] = defaultdict(lambda: defaultdict(_Sums))
+        self._open: dict[str, defaultdict[str, _Sums]] = {}  # month → contributor → sums
         self._addresses: dict[str, str] = {}  # contributor → the address it is bound to
         self._settled_nano: dict[str, int] = {}  # address → all that was ever settled to it by method chain
         self._payouts: dict[str, tuple[int, int]] = {}  # contributor → log index and amount, of the month being settled
@@ -82,7 +82,7 @@ class Periods:
         for account, amount_nano in postings:
             if account.startswith(CONTRIBUTOR_PREFIX):
                 if sums_of is None:
-                    sums_of = self._open[period_of(entry.time, self._last_closed)]
+                    sums_of = self._open.setdefault(period_of(entry.time, self._last_closed), defaultdict(_Sums))
                     column = column_of(entry.type)
                 sums = sums_of[account[len(CONTRIBUTOR_PREFIX) :]]
                 sums.lines += 1

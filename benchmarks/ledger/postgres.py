@@ -17,7 +17,6 @@ import psycopg
 import sqlalchemy as sa
 
 LOCK_TIMEOUT_S = 20
-KILL_TIMEOUT_S = 20
 
 
 class Server:
@@ -73,7 +72,7 @@ class Server:
             os.kill(pid, signal.SIGSTOP)
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
-        deadline_s = time.monotonic() + KILL_TIMEOUT_S
+        deadline_s = time.monotonic() + LOCK_TIMEOUT_S
         while any(map(_runs, pids)):
             assert time.monotonic() < deadline_s, "the server did not die"
             time.sleep(0.002)
@@ -111,16 +110,16 @@ def postgresql_schema(server: sa.URL) -> Iterator[str]:
         _execute(server, f"DROP SCHEMA {name} CASCADE")
 
 
-def _runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
-        return False
-
-
 def _execute(server: sa.URL, statement: str) -> None:
     conninfo = server.set(drivername="postgresql").render_as_string(hide_password=False)
     with psycopg.connect(conninfo, autocommit=True) as connection:
         # What left a transaction open fails here instead of making this wait for ever.
         connection.execute(f"SET lock_timeout = '{LOCK_TIMEOUT_S}s'")
         connection.execute(statement)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False

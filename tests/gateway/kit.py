@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,8 @@ class Site:
         """Every invariant holds and nothing is reserved; returns the balances."""
         with office(self.config) as o, o.database.read() as connection:
             held = dict(balances(connection))
-            found = fsck(o.log.entries(connection), o.log.checkpoints(connection), held, o.signer.verifier)
+            notes, read = o.log.checkpoints(connection), partial(o.log.entry, connection)
+            found = fsck(o.log.entries(connection), notes, held, o.signer.verifier, read=read)
             assert found + fsck_derived(connection) == []
             assert balance(connection, self.caller).pending_nano == 0
         return held

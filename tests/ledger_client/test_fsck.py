@@ -338,6 +338,31 @@ def test_notes_that_helpers_open_are_reported_as_if_there_were_none(monkeypatch:
     )
 
 
+def test_laws_that_go_on_in_another_process_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules["ledger_client.fsck"]
+    again = replace(attributed(1, 3), id=registered(98).id)
+    grant = granted("caller:bob", 5)
+    entries = [
+        *SOUND,
+        again,
+        replace(grant, data={**grant.data, "postings": lines(caller_bob=5, funding=-4)}),
+        used(4, postings="none"),
+        replace(used(5), id=SOUND[0].id),
+    ]
+    raws = [*(entry.encode() for entry in entries), b"{}"]
+
+    def found(processes: int) -> list[str]:
+        notes = heads(raws, range(1, 99))
+        balances = balances_of(SOUND) + Counter({"platform": 1})
+        return sorted(map(str, fsck(enumerate(raws), notes, balances, SIGNER.verifier, processes=processes)))
+
+    alone = found(0)
+    assert {text[:2] for text in alone} == {"I1", "I2", "I3", "I6", "I8"}
+    for many in (1, 6, len(raws)):
+        monkeypatch.setattr(module, "_MANY_ENTRIES", many)
+        assert found(1) == alone
+
+
 @pytest.mark.parametrize(
     ("tamper", "invariant", "log_index"),
     [

@@ -176,8 +176,11 @@ def bind_address(books: Books, tx: Transaction, contributor: str, nonce: int = 0
     return appended.log_index
 
 
-def audited(connection: Connection) -> list[Finding]:
-    """What the checker finds in log and books, but for registrations, payouts and closings that this kit pretends."""
+def audited(connection: Connection, *, settled: bool = False) -> list[Finding]:
+    """What the checker finds in log and books, but for registrations that this kit pretends.
+
+    settled: periods were closed by `settle`, not by this kit, which pretends that too.
+    """
     law = StoredBooks(connection)
     findings = fsck(
         LOG.entries(connection),
@@ -193,6 +196,8 @@ def audited(connection: Connection) -> list[Finding]:
         if finding.log_index is None:
             return False
         kind = Entry.decode(LOG.entry(connection, finding.log_index)).type
-        return kind in {"payout.recorded", "period.closed"} or _PRETENDED.match(finding.message) is not None
+        if kind in {"payout.recorded", "period.closed"}:
+            return not settled
+        return _PRETENDED.match(finding.message) is not None
 
     return [finding for finding in findings if not pretended(finding)]
