@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import product
 from typing import Any, get_args
@@ -119,6 +119,10 @@ def test_sums_by_period_are_what_the_database_sums_the_postings_to(connection: C
     assert rows(connection, held) == rows(connection, summed) != []
 
 
+def nonzero(sums: Mapping[Any, int]) -> dict[Any, int]:
+    return {key: nano for key, nano in sums.items() if nano}
+
+
 GROUPED = {
     "day": "SUBSTR(time, 1, 10)",
     "model": "served_model",
@@ -135,7 +139,7 @@ def test_earnings_are_what_the_database_groups_the_postings_into(connection: Con
         """  # noqa: S608 - of our own words
         said = earnings(connection, contributor, group_by=grouping)
         summed = dict(rows(connection, query, account=CONTRIBUTOR + contributor))
-        assert +Counter(said.groups) == +Counter(summed)
+        assert nonzero(said.groups) == nonzero(summed)
         assert said.total_nano == sum(summed.values()) != 0
 
 

@@ -44,7 +44,7 @@ from .load import LOG, SIGNER, findings
 from .world import World
 
 SEED, STEPS = 0, 300
-GRANTS = 300  # so that the log has tiles above its leaves
+GRANTS = 140  # so that the log has tiles above its leaves
 LOG_TABLES = (log_entry, log_hash, log_checkpoint, log_head)
 BOOKS_TABLES = tuple(metadata.sorted_tables)
 FAR = 1_000_003
