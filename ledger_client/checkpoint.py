@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
@@ -109,7 +110,7 @@ class Verifier:
     def __post_init__(self) -> None:
         check_key_name(self.name)
 
-    @property
+    @cached_property
     def key_id(self) -> bytes:
         """The four bytes that name this key in a signature line."""
         return key_id(NOTE_KEY, self.name, self.key)
@@ -165,7 +166,7 @@ class Signer:
         """Make a new key."""
         return cls(name=name, key=Ed25519PrivateKey.generate())
 
-    @property
+    @cached_property
     def verifier(self) -> Verifier:
         """The public half."""
         return Verifier(name=self.name, key=self.key.public_key())

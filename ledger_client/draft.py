@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 
 from ledger_client.checkpoint import Checkpoint, Signer
 from ledger_client.entries import Entry
-from ledger_client.merkle import Frontier, leaf_hash
+from ledger_client.merkle import Frontier, GrowingTree, leaf_hash
 from ledger_client.rows import Rows
 from ledger_client.tables import log_checkpoint, log_entry, log_hash, log_head
 from ledger_client.tiles import TILE_HEIGHT, TILE_WIDTH
@@ -69,7 +69,8 @@ class Draft:
         self._connection = connection
         self._signer = signer
         self._frontier = Frontier.decode(head.size, head.frontier)
-        self._appended: list[tuple[str, bytes]] = []  # entry id and bytes, from log index self._frontier.size on
+        # Entry id, bytes and leaf hash, from log index self._frontier.size on.
+        self._appended: list[tuple[str, bytes, bytes]] = []
         self._places: dict[str, int] = {}  # entry id → position in self._appended
         self._written = 0  # how many of those are in the database
 
@@ -93,7 +94,7 @@ class Draft:
             return Appended(log_index=log_index, entry=entry, created=False)
         log_index = self.size
         self._places[entry.id] = len(self._appended)
-        self._appended.append((entry.id, raw))
+        self._appended.append((entry.id, raw, leaf_hash(raw)))
         return Appended(log_index=log_index, entry=entry, created=True)
 
     def find(self, entry_id: str) -> int | None:
@@ -116,14 +117,14 @@ class Draft:
 
     def rewind(self, mark: int) -> None:
         """Forget what was appended since `mark`."""
-        for entry_id, _ in self._appended[mark:]:
+        for entry_id, _, _ in self._appended[mark:]:
             del self._places[entry_id]
         del self._appended[mark:]
 
     def write(self) -> None:
         """Write what is held to the database; it is not in the tree yet."""
         fresh = enumerate(self._appended[self._written :], start=self._frontier.size + self._written)
-        rows = [(log_index, entry_id, leaf_hash(raw), raw) for log_index, (entry_id, raw) in fresh]
+        rows = [(log_index, entry_id, leaf, raw) for log_index, (entry_id, raw, leaf) in fresh]
         _ENTRIES.store(self._connection, rows)
         self._written = len(self._appended)
 
@@ -135,7 +136,7 @@ class Draft:
         if not self._appended:
             return None
         self.write()
-        frontier, completed = _grown(self._frontier, (leaf_hash(raw) for _, raw in self._appended))
+        frontier, completed = _grown(self._frontier, [leaf for _, _, leaf in self._appended])
         note = self._signer.sign(Checkpoint(origin=self._signer.name, size=frontier.size, root=frontier.root()))
         _HASHES.store(self._connection, completed)
         self._connection.execute(_ADD_CHECKPOINT, {"size": frontier.size, "note": note})
@@ -154,16 +155,17 @@ class Draft:
 
 def _grown(frontier: Frontier, leaves: Iterable[bytes]) -> tuple[Frontier, list[tuple[int, int, bytes]]]:
     """Return the frontier after these leaf hashes, and the rows of the tile hashes that they complete."""
+    tree = GrowingTree(frontier)
     completed: list[tuple[int, int, bytes]] = []
     for leaf in leaves:
-        if (frontier.size + 1) % TILE_WIDTH == 0:
-            chain = frontier.completed_by(leaf)
+        if (tree.size + 1) % TILE_WIDTH == 0:
+            chain = tree.frontier().completed_by(leaf)
             completed += [
-                (height // TILE_HEIGHT, frontier.size >> height, chain[height])
+                (height // TILE_HEIGHT, tree.size >> height, chain[height])
                 for height in range(TILE_HEIGHT, len(chain), TILE_HEIGHT)
             ]
-        frontier = frontier.append(leaf)
-    return frontier, completed
+        tree.append(leaf)
+    return tree.frontier(), completed
 
 
 def _lock_head(connection: Connection) -> Row[int, bytes]:

@@ -19,7 +19,7 @@ from metering.policy import SplitPolicy
 from metering.postings import FUNDING, Posting, balanced, check_caller_account
 from metering.pricing import Price
 from metering.records import AttributionRecord, UsageRecord
-from metering.store import Balance, Intent, Line, RequestState
+from metering.store import Intent, Line, RequestState
 from metering.transaction import Transaction
 
 # Of every entry, whichever gateway writes it: an attribution that another worker repeats must find the first.
@@ -125,7 +125,7 @@ class Books:
             admitted_at=time,
         )
         transaction.set_request(RequestState(intent=intent))
-        transaction.change_balance(account, Balance(pending_nano=maximum_nano))
+        transaction.change_balance(account, pending_nano=maximum_nano)
         _draw(transaction, intent, requests=1, tokens=maximum_tokens, spent_nano=maximum_nano)
         return intent
 
@@ -258,7 +258,7 @@ def _end(transaction: Transaction, state: RequestState, *, tokens: int) -> None:
     """Store how a request ended, and give back what it reserved and did not take."""
     intent = state.intent
     transaction.set_request(state)
-    transaction.change_balance(intent.account, Balance(pending_nano=-intent.maximum_nano))
+    transaction.change_balance(intent.account, pending_nano=-intent.maximum_nano)
     spent_nano = (state.charge_nano or 0) - intent.maximum_nano
     _draw(transaction, intent, requests=0, tokens=tokens - intent.maximum_tokens, spent_nano=spent_nano)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
-from sqlalchemy import ColumnElement, Connection, func, select, tuple_
+from sqlalchemy import BigInteger, ColumnElement, Connection, cast, func, select, tuple_
 
 from ledger_client import JSON, PeriodError, check_period
 from metering._checks import check_whole
@@ -81,8 +81,8 @@ def earnings(
     total_nano = int(connection.scalar(earned) or 0)
     groups: dict[str | None, int] = {}
     if group_by is not None:
-        query = select(by.key, func.sum(by.amount_nano).label("amount")).where(*by_period).group_by(by.key)
-        found = sorted((str(row.key), int(row.amount)) for row in connection.execute(query))
+        query = select(by.key, cast(func.sum(by.amount_nano), BigInteger)).where(*by_period).group_by(by.key)
+        found = sorted((key, amount) for key, amount in connection.execute(query))
         groups |= found if group_by == "day" else sorted(found, key=lambda group: -group[1])
         if rest_nano := total_nano - sum(groups.values()):
             groups[None] = rest_nano

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from sqlalchemy import Column, ColumnElement, Connection, Executable, String, bindparam, func, select
 from sqlalchemy.dialects import postgresql
@@ -68,8 +68,7 @@ class Expected:
     budgets: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Mark:
+class Mark(NamedTuple):
     """A place that a transaction can be rewound to."""
 
     undo: int
@@ -174,9 +173,16 @@ class Transaction:
         self._set(self._requests, state.intent.request_id, state)
         self._touch("request", state.intent.request_id)
 
-    def change_balance(self, account: str, change: Balance) -> None:
+    def change_balance(
+        self, account: str, *, credits_nano: int = 0, debits_nano: int = 0, pending_nano: int = 0
+    ) -> None:
         """Add differences to the totals of an account. Raises MeteringError where an account holds no more."""
-        after = self.balance(account).plus(change)
+        before = self.balance(account)
+        after = Balance(
+            credits_nano=before.credits_nano + credits_nano,
+            debits_nano=before.debits_nano + debits_nano,
+            pending_nano=before.pending_nano + pending_nano,
+        )
         if max(after.credits_nano, after.debits_nano, after.pending_nano) > LIMIT_NANO:
             raise MeteringError(f"the totals of {account} would pass {LIMIT_NANO} nano-USD, the most an account holds")
         self._set(self._accounts, account, after)
@@ -205,8 +211,8 @@ class Transaction:
     def post(self, lines: Sequence[Line]) -> None:
         """Store the postings of one entry, add them to their accounts, and count what contributors earned."""
         for line in lines:
-            credit_nano, debit_nano = max(line.amount_nano, 0), max(-line.amount_nano, 0)
-            self.change_balance(line.account, Balance(credits_nano=credit_nano, debits_nano=debit_nano))
+            credits_nano, debits_nano = max(line.amount_nano, 0), max(-line.amount_nano, 0)
+            self.change_balance(line.account, credits_nano=credits_nano, debits_nano=debits_nano)
             if line.account.startswith(CONTRIBUTOR_PREFIX):
                 self._count(line)
         self._postings += lines
