@@ -110,13 +110,6 @@ def postgresql_schema(server: sa.URL) -> Iterator[str]:
         _execute(server, f"DROP SCHEMA {name} CASCADE")
 
 
-def _runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
-        return False
-
-
 def _execute(server: sa.URL, statement: str) -> None:
     conninfo = server.set(drivername="postgresql").render_as_string(hide_password=False)
     with psycopg.connect(conninfo, autocommit=True) as connection:

@@ -130,7 +130,7 @@ class Clients:
             self._void: 2,
             self._attribute: 6,
             self._supersede: 2,
-            self._rate: 2,
+            self._rate: 3,
             self._bind: 1,
             self._limit: 1,
         }
@@ -146,7 +146,7 @@ class Clients:
         turn = first if last is None else f"{int(last[:4]) + int(last[5:]) // 12:04}-{int(last[5:]) % 12 + 1:02}"
         period = self._lots.choices((turn, month, last or first), (8, 1, 1))[0]
         method = self._lots.choice(("csv", "chain"))
-        return Command(name="settle", arguments=(period, method, self._lots.choice((0, 5_000, 50_000))))
+        return Command(name="settle", arguments=(period, method, self._lots.choice((0, 1_000, 20_000))))
 
     def _grant(self) -> Command:
         lots = self._lots

@@ -97,7 +97,7 @@ class World:
             self._ask: 5,
             self._deliver: 8,
             self._sweep: 1,
-            self._settle: 1,
+            self._settle: 2,
             self._reset_clock: 1,
         }
         for self.step in range(steps):
@@ -115,7 +115,7 @@ class World:
     # What happens.
 
     def _pass_time(self) -> None:
-        minutes = self.lots.choices((1, 20, 60 * 9, 60 * 24 * 11), (8, 6, 4, 1))[0]
+        minutes = self.lots.choices((1, 20, 60 * 9, 60 * 24 * 11), (6, 6, 5, 3))[0]
         self.time += timedelta(
             minutes=minutes, seconds=self.lots.randint(0, 59), microseconds=self.lots.randint(0, 999)
         )
