@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
@@ -16,6 +17,8 @@ from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError, SQL
 from ledger_client import Log
 from metering.errors import CommitError
 from metering.transaction import Expected, Transaction
+
+LINGER_S = 0.001
 
 T = TypeVar("T")
 _NOTHING = Expected()
@@ -38,7 +41,8 @@ class Committer:
     """Run units of work in the order they came, many to a database transaction, and acknowledge none before it commits.
 
     begin: opens a transaction that commits on a clean exit. On SQLite it must have begun IMMEDIATE.
-    max_batch: the most units that share a transaction; nothing waits for a batch to fill.
+    max_batch: the most units that share a transaction. A transaction begins with what waits; only right after another
+    was acknowledged it waits, for LINGER_S at most, so that callers who come back at once are not left for the next.
     """
 
     def __init__(
@@ -48,6 +52,8 @@ class Committer:
         self._log = log
         self._max_batch = max_batch
         self._waiting: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._awaited = 0  # jobs that there are if all whom the last transaction acknowledged come back
+        self._awaited_until_s = 0.0
         self._gate = threading.Lock()  # nothing may enter the queue behind its end
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
@@ -97,8 +103,9 @@ class Committer:
                 batch.append(job)
             if len(batch) == self._max_batch:
                 return batch, False
+            left_s = self._awaited_until_s - time.monotonic() if len(batch) < self._awaited else 0
             try:
-                job = self._waiting.get_nowait()
+                job = self._waiting.get(timeout=max(left_s, 0))
             except queue.Empty:
                 return batch, False
         return batch, True
@@ -118,6 +125,8 @@ class Committer:
                 own = None if len(batch) > 1 or isinstance(job.error, OperationalError | InterfaceError) else job.error
                 job.future.set_exception(own or _commit_error(error))
             return
+        self._awaited = len(batch) + self._waiting.qsize()
+        self._awaited_until_s = time.monotonic() + LINGER_S
         for job in batch:
             if job.error is None:
                 job.future.set_result(job.result)

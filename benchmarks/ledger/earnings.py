@@ -20,7 +20,7 @@ from typing import get_args
 import sqlalchemy as sa
 
 import metering
-from benchmarks.ledger.commits import NewDatabase
+from benchmarks.ledger.commits import NewDatabase, settled
 from gateway.database import Database
 from metering import Grouping, earnings, statement
 from metering.tables import posting_table
@@ -181,9 +181,7 @@ def _load(database: Database, postings: int, ordinary: int) -> None:
     with database.write() as connection:
         for index in posting_table.indexes:
             index.create(connection)
-    if server:  # as it does by itself in time
-        with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.execute(sa.text("VACUUM ANALYZE"))
+    settled(database)
 
 
 def _times_ms(database: Database, query: Callable[[sa.Connection], object], repeats: int) -> Iterator[float]:
