@@ -22,6 +22,7 @@ LINGER_S = 0.001
 
 T = TypeVar("T")
 _NOTHING = Expected()
+_IN_TRANSACTION = 2  # PQTRANS_INTRANS of libpq: open, and no error met
 
 
 @dataclass(eq=False)
@@ -165,7 +166,7 @@ def _check_open(connection: Connection) -> None:
     if connection.dialect.name == "sqlite":
         stands = driver.in_transaction
     else:
-        stands = driver.info.transaction_status.name == "INTRANS"
+        stands = driver.pgconn.transaction_status == _IN_TRANSACTION
     if not stands:
         raise CommitError("the work ended the database transaction, or met an error of it and went on")
 
