@@ -27,7 +27,7 @@ KEYS = (
 CALLERS = (32, 256)
 
 # As an operator sets a server for ten million postings; the commits need none of it.
-_SERVER = {"shared_buffers": "512MB", "work_mem": "64MB", "maintenance_work_mem": "512MB", "max_wal_size": "4GB"}
+_SERVER = {"shared_buffers": "1GB", "work_mem": "64MB", "maintenance_work_mem": "512MB", "max_wal_size": "4GB"}
 
 _Result: TypeAlias = dict[str, Any]
 

@@ -19,7 +19,6 @@ from typing import get_args
 
 import sqlalchemy as sa
 
-import metering
 from benchmarks.ledger.commits import NewDatabase, settled
 from gateway.database import Database
 from metering import Grouping, earnings, statement
@@ -34,7 +33,9 @@ _WARM_UP = 20
 
 # One month of postings: those numbered from :first up to :last. `own` numbers those of one contributor.
 _POSTINGS = """
-    INSERT INTO posting
+    INSERT INTO posting (
+        log_index, position, time, period, account, amount_nano, role, kind, item, served_model, request_id
+    )
     WITH RECURSIVE numbered (n) AS (
         SELECT CAST(:first AS BIGINT) UNION ALL SELECT n + 1 FROM numbered WHERE n + 1 < :last
     ), owned AS (
@@ -61,12 +62,12 @@ _POSTINGS = """
     FROM owned
 """
 _PERIODS = """
-    INSERT INTO account_period
+    INSERT INTO account_period (account, period, earned_nano, corrected_nano, paid_nano, lines)
     SELECT account, period, sum(amount_nano), 0, 0, count(*) FROM posting
     WHERE log_index >= :first AND log_index < :last GROUP BY account, period ORDER BY min(log_index)
 """
 _EARNINGS = """
-    INSERT INTO earning
+    INSERT INTO earning (account, dimension, period, key, amount_nano)
     SELECT account, {dimension} AS dimension, period, {key} AS key, sum(amount_nano) FROM posting
     WHERE log_index >= :first AND log_index < :last
     GROUP BY {groups} ORDER BY min(log_index)
@@ -163,8 +164,8 @@ def measure(new_database: NewDatabase, postings: int, queries: int) -> Figures:
 def load(database: Database, postings: int, ordinary: int) -> None:
     """Make the postings month by month, and the sums that the books would have kept of them."""
     server = database.engine.dialect.name == "postgresql"
+    database.migrate()
     with database.write() as connection:
-        metering.metadata.create_all(connection)
         for index in posting_table.indexes:  # filling them afterwards takes half the time
             index.drop(connection)
     for number in range(_MONTHS):
