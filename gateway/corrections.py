@@ -103,14 +103,17 @@ def _adapter(terms: Terms) -> AdapterTerms:
 
 
 def _claim(transaction: Transaction, registry: Registry, index: int, document: str, owner: str | None) -> int:
-    """The registration that a document's credit rests on: of the same text by its new owner, if there is one."""
+    """The registration that a document's credit rests on: of the same text by its new owner, made now if need be."""
     if owner is None:
         return index
-    digest = str(Entry.decode(transaction.log.entry(index)).data["digest"])
+    claimed = Entry.decode(transaction.log.entry(index)).data
+    digest, corpus, licence = (str(claimed[name]) for name in ("digest", "corpus", "licence"))
     try:
         return registry.document_index(transaction.connection, document, digest, owner)
-    except RegistryError:  # the owner never registered it; that the correction says who owns it is then all there is
-        return index
+    except RegistryError:  # nobody is credited without a dated claim of ownership, a corrected owner neither
+        return registry.register_document(
+            transaction, document=document, corpus=corpus, owner=owner, licence=licence, digest=digest
+        )
 
 
 def _told(current: dict[str, Any], record: AttributionRecord, log_index: int) -> dict[str, Any]:

@@ -84,12 +84,12 @@ class Database:
             connection.commit()
             yield
 
-    def migrate(self) -> None:
-        """Bring the schema to this version's."""
+    def migrate(self, revision: str = "head") -> None:
+        """Bring the schema to this version's, or as far as a revision before it."""
         with self.write() as connection:
             config = _alembic_config()
             config.attributes["connection"] = connection
-            alembic.command.upgrade(config, "head")
+            alembic.command.upgrade(config, revision)
 
     def require_current_schema(self) -> None:
         """Raise DatabaseError unless the schema is this version's."""

@@ -71,7 +71,7 @@ class PayoutAddresses:
         address = payout_addresses(connection).get(contributor)
         if address is None:
             raise SettlementError(f"{contributor} has bound no payout address")
-        closed = closed_periods(connection)
+        closed = closed_periods(connection, self.chain.distributor)
         if not closed or not 1 <= (epoch or len(closed)) <= len(closed):
             raise SettlementError(f"{len(closed)} epochs are settled; there is no epoch {epoch or 1}")
         period = closed[(epoch or len(closed)) - 1]

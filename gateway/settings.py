@@ -184,15 +184,8 @@ class SettlementSection(_Section):
     method: Literal["csv", "chain"] = Field(
         default="csv", description="csv pays everyone by an exported list; chain those who bound an address"
     )
-    minimum_payout: UsdAmount = Field(default="1", description="USD; less is carried forward")
+    minimum_payout: UsdAmount = Field(default="1.00", description="USD; less is carried forward")
     token_decimals: int = Field(default=6, ge=0, le=18, description="of the token paid in; dust stays on the account")
-
-    @property
-    def terms(self) -> SettlementTerms:
-        """The terms in integers."""
-        return SettlementTerms(
-            method=self.method, minimum_nano=nano_from_usd(self.minimum_payout), token_decimals=self.token_decimals
-        )
 
 
 class ChainSection(_Section):
@@ -202,6 +195,11 @@ class ChainSection(_Section):
     chain_id: int | None = Field(default=None, ge=1, le=2**53 - 1)
     contract: EvmAddress | None = Field(default=None, description="the distributor, by EIP-55")
     key_file: Path | None = Field(default=None, description="the owner's key; absent, TRIBUTARY_CHAIN_KEY is read")
+
+    @property
+    def distributor(self) -> str | None:
+        """The contract, and the chain that it is on, as CAIP-10 names them."""
+        return f"eip155:{self.chain_id}:{self.contract}" if self.contract else None
 
     @model_validator(mode="after")
     def _all_or_nothing(self) -> Self:
@@ -312,6 +310,23 @@ class Settings(BaseSettings):
         """Let the environment win over the file, which `load` passes in as arguments."""
         del settings_cls, dotenv_settings, file_secret_settings
         return env_settings, init_settings
+
+    @property
+    def settlement_terms(self) -> SettlementTerms:
+        """How a month is paid, in integers."""
+        settlement = self.settlement
+        return SettlementTerms(
+            method=settlement.method,
+            distributor=self.chain.distributor if settlement.method == "chain" else None,
+            minimum_nano=nano_from_usd(settlement.minimum_payout),
+            token_decimals=settlement.token_decimals,
+        )
+
+    @model_validator(mode="after")
+    def _chain_is_named(self) -> Self:
+        if self.settlement.method == "chain" and self.chain.contract is None:
+            raise ValueError('[settlement] method = "chain" needs a [chain]; `tributary payouts deploy` makes one')
+        return self
 
     @model_validator(mode="after")
     def _names_resolve(self) -> Self:

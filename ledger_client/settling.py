@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
@@ -46,13 +46,14 @@ class Periods:
     def __init__(self) -> None:
         self._first: str | None = None  # month of the first entry
         self._last_closed: str | None = None
-        self._epoch = 0
+        self._epochs: Counter[JSON] = Counter()  # distributor, None where a list paid → months closed
         self._closing: dict[str, int] = {}  # contributor → balance at the end of the last closed month, unless 0
         self._open: dict[str, defaultdict[str, _Sums]] = {}  # month → contributor → sums
         self._addresses: dict[str, str] = {}  # contributor → the address it is bound to
-        self._settled_nano: dict[str, int] = {}  # address → all that was ever settled to it by method chain
+        self._settled_nano: dict[JSON, dict[str, int]] = {}  # distributor → address → all that was ever settled to it
         self._payouts: dict[str, tuple[int, int]] = {}  # contributor → log index and amount, of the month being settled
         self._payouts_of: str | None = None  # that month
+        self._payouts_by: set[JSON] = set()  # the distributors of those payouts
 
     def entry(self, logged: Logged, /) -> Iterator[Fault]:
         """Count the lines of a period, or compare them with what an entry says of it."""
@@ -91,6 +92,7 @@ class Periods:
     def _payout_faults(self, log_index: int, entry: Entry, amount_nano: int) -> Iterator[Fault]:
         data = entry.data
         contributor, method, address = str(data.get("contributor")), data.get("method"), data.get("address")
+        distributor = data.get("distributor")
         period = str(data.get("period"))
         try:
             self._check_turn(period, entry.time)
@@ -111,9 +113,13 @@ class Periods:
         if method == "chain":
             if not isinstance(address, str) or self._addresses.get(contributor) != address:
                 yield "I8", f"{contributor} is paid at {address!r:.60}, which is not the address that it is bound to"
-            self._settled_nano[str(address)] = self._settled_nano.get(str(address), 0) + amount_nano
-        elif method != "csv" or address is not None:
+            if not isinstance(distributor, str):
+                yield "I8", f"a payout on chain names the distributor that it is claimed from, not {distributor!r:.80}"
+            settled = self._settled_nano.setdefault(str(distributor), {})
+            settled[str(address)] = settled.get(str(address), 0) + amount_nano
+        elif method != "csv" or address is not None or distributor is not None:
             yield "I8", f"a payout is made by chain to an address or by csv to none, not by {method!r:.40}"
+        self._payouts_by.add(distributor if isinstance(distributor, str) else None)
 
     def _check_turn(self, period: str, time: str) -> None:
         """Raise PeriodError unless the period may be closed at this time."""
@@ -135,24 +141,32 @@ class Periods:
         self._check_turn(period, entry.time)
         for month in sorted(month for month in self._open if month < period):
             yield "I8", f"{period} is closed before {month}, in which contributors have lines"
+        distributor = data.get("distributor")
+        if distributor is not None and not isinstance(distributor, str):
+            yield "I8", f"a distributor is named by a text, not by {distributor!r:.80}"
+            distributor = None
+        if self._payouts_by - {distributor}:
+            yield "I8", f"{period} is closed for {distributor!r:.80}, but its payouts are claimed elsewhere"
         summaries = self._statements(period)
         stated: dict[str, JSON] = {
             "statements": len(summaries),
             "statements_root": statements_root(summaries).hex(),
-            "epoch": self._epoch + 1,
+            "epoch": self._epochs[distributor] + 1,
         }
         yield from _differences(data, stated, "I3")
         if self._payouts and self._payouts_of != period:
             yield "I8", f"{period} is closed while {self._payouts_of} is being settled"
-        yield from self._settlement_faults(data)
+        yield from self._settlement_faults(data, self._settled_nano.get(distributor, {}))
         for summary in summaries:
             if summary.closing_nano:
                 self._closing[summary.contributor] = summary.closing_nano
             else:
                 self._closing.pop(summary.contributor, None)
         self._open.pop(period, None)
-        self._last_closed, self._epoch = period, self._epoch + 1
+        self._last_closed = period
+        self._epochs[distributor] += 1
         self._payouts.clear()
+        self._payouts_by.clear()
 
     def _statements(self, period: str) -> list[StatementSummary]:
         sums_of: Mapping[str, _Sums] = self._open.get(period, {})
@@ -173,8 +187,11 @@ class Periods:
             )
         return summaries
 
-    def _settlement_faults(self, data: Mapping[str, JSON]) -> Iterator[Fault]:
-        """Compare what a period.closed entry says of payouts with the payouts logged for it, and with all before."""
+    def _settlement_faults(self, data: Mapping[str, JSON], settled_nano: Mapping[str, int]) -> Iterator[Fault]:
+        """Compare what a period.closed entry says of payouts with the payouts logged for it, and with all before.
+
+        settled_nano: address → all that its distributor was ever told to pay it.
+        """
         decimals = data.get("token_decimals")
         if type(decimals) is not int or not 0 <= decimals <= 18:
             yield "I8", f"token_decimals is a whole number from 0 to 18, not {decimals!r:.40}"
@@ -185,9 +202,7 @@ class Periods:
                 yield "I3", f"{contributor} was paid less than the minimum of {minimum_nano} nano, by entry {log_index}"
             if amount_nano != payable_nano(max(amount_nano, 0), decimals):
                 yield "I3", f"{contributor} was paid {amount_nano} nano by entry {log_index}, no whole number of units"
-        units = {
-            address: token_units(max(amount_nano, 0), decimals) for address, amount_nano in self._settled_nano.items()
-        }
+        units = {address: token_units(max(amount_nano, 0), decimals) for address, amount_nano in settled_nano.items()}
         try:
             root = PayoutTree(amounts=units).root.hex() if units else None
         except ValueError as error:

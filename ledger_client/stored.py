@@ -1,7 +1,7 @@
 """The check of what a log's tables hold beside entries and checkpoints; all of it follows from the entries.
 
 An id or leaf hash that does not is I8, and names the entry that was changed; a tile hash or head that does not follow
-from the leaf hashes is I5.
+from the leaf hashes is I5, and so is a checkpoint under another size than its own.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from ledger_client.entries import Entry, EntryError
 from ledger_client.laws import Fault, Finding, Logged
 from ledger_client.log import entry_rows
 from ledger_client.merkle import GrowingTree, leaf_hash
-from ledger_client.tables import log_entry, log_hash, log_head
+from ledger_client.tables import log_checkpoint, log_entry, log_hash, log_head
 from ledger_client.tiles import TILE_HEIGHT, TILE_WIDTH
 
+_HEAD_ID = 1
 _PAGE_ROWS = 512
+_CHECKPOINTS = select(log_checkpoint).order_by(log_checkpoint.c.size).execution_options(yield_per=_PAGE_ROWS)
 
 
 class StoredLog:
@@ -31,10 +33,11 @@ class StoredLog:
         self._connection = connection
         self._rows: deque[tuple[str, bytes]] = deque()  # read and not shown yet: id and leaf hash
         self._tree = GrowingTree()
-        self._head = connection.execute(select(log_head.c.size, log_head.c.frontier)).one_or_none()
+        self._head = connection.execute(select(log_head).where(log_head.c.id == _HEAD_ID)).one_or_none()
         self._sealed = self._head.size if self._head else 0
         self._pages: dict[int, dict[int, bytes]] = {}  # tile level → number → hash, of the rows read last
         self._matched = 0
+        self._shown = False
         self._wrong: list[Finding] = []
 
     def entries(self) -> Iterator[tuple[int, bytes]]:
@@ -46,6 +49,7 @@ class StoredLog:
     def entry(self, logged: Logged, /) -> Iterator[Fault]:
         """Compare the row of an entry with it, and the tile hashes that it completes with what is stored."""
         entry_id, leaf = self._rows.popleft()
+        self._shown = True
         if leaf != logged.leaf_hash:
             yield "I8", "the entry's bytes do not have the leaf hash they are stored under"
         if logged.entry is None or entry_id != logged.entry.id:
@@ -54,11 +58,16 @@ class StoredLog:
             self._grow(leaf)
 
     def end(self) -> Iterator[Finding]:
-        """Yield what is wrong with tile hashes and head."""
+        """Yield what is wrong with tile hashes, checkpoints and head."""
         yield from self._wrong
         surplus = (self._connection.scalar(select(func.count()).select_from(log_hash)) or 0) - self._matched
         if surplus:
             yield _unsound(f"{surplus} tile hashes are stored that belong to no complete tile")
+        for size, note in self._connection.execute(_CHECKPOINTS):
+            if note.split("\n", 2)[1:2] != [str(size)]:  # what else a note says is for others to check
+                yield _unsound(f"the checkpoint stored under size {size} is of another")
+        if self._shown and self._head is None:
+            yield _unsound("the log has entries, and no head")
         frontier = self._tree.frontier()
         if self._head and (self._head.size, self._head.frontier) != (frontier.size, frontier.encode()):
             yield _unsound(

@@ -38,6 +38,7 @@ Read: TypeAlias = Callable[[int], bytes]
 """Log index → the bytes of its entry."""
 
 TOKEN_DECIMALS = 6  # of USDC
+DISTRIBUTOR = "eip155:[1-9][0-9]{0,15}:0x[0-9a-fA-F]{40}"  # CAIP-10: the chain, and the contract on it
 
 _ADD_PAYOUT = insert(payout_table)
 _ADD_PERIOD = insert(period_table)
@@ -49,14 +50,21 @@ class SettlementTerms:
     """How a period is paid. minimum_nano: a smaller balance is carried forward. token_decimals: 0 … 18.
 
     method: "chain" pays contributors who have bound an address, the others are carried forward; "csv" pays everyone.
+    distributor: of "chain", the contract that is claimed from, as `eip155:CHAIN_ID:ADDRESS`. Amounts accumulate for
+    each distributor by itself, so that a new one never pays again what an old one has paid.
     """
 
     method: Method
+    distributor: str | None = None
     minimum_nano: int = 0
     token_decimals: int = TOKEN_DECIMALS
 
     def __post_init__(self) -> None:
         check_text("method", self.method, "|".join(get_args(Method)))
+        if self.method == "chain":
+            check_text("distributor", self.distributor or "", DISTRIBUTOR)
+        elif self.distributor is not None:
+            raise MeteringError("a list is paid by no distributor")
         check_whole("minimum_nano", self.minimum_nano)
         check_whole("token_decimals", self.token_decimals, maximum=18)
 
@@ -70,6 +78,7 @@ class Payout:
     period: str
     method: str
     address: str | None
+    distributor: str | None
     amount_nano: int
 
     def as_json(self) -> dict[str, JSON]:
@@ -81,10 +90,12 @@ class Payout:
 class Settlement:
     """A closed period as its entry, at log_index, says: statements, their root in hex, and what is paid.
 
-    claims: what can be claimed on chain since, everything that earlier settlements left to claim included.
+    distributor: the contract that the payouts are claimed from, None where they are paid by list. claims: what can be
+    claimed from it since, everything that earlier settlements left to claim there included.
     """
 
     period: str
+    distributor: str | None
     log_index: int
     statements: int
     statements_root: str
@@ -101,6 +112,7 @@ class Settlement:
         root = self.claims.root
         return {
             "period": self.period,
+            "distributor": self.distributor,
             "epoch": self.claims.epoch,
             "log_index": self.log_index,
             "statements": self.statements,
@@ -135,14 +147,14 @@ def settle(books: Books, transaction: Transaction, period: str, terms: Settlemen
         amount_nano = payable_nano(max(left_nano, 0), terms.token_decimals)
         if amount_nano and amount_nano >= terms.minimum_nano and (address or terms.method == "csv"):
             to = address if terms.method == "chain" else None
-            _pay(books, transaction, period, head.contributor, amount_nano, terms.method, to)
+            _pay(books, transaction, period, head.contributor, amount_nano, terms, to)
     # The connection is asked for again, for that writes what was just held.
     paid = payouts(transaction.connection, period)
     claims = Payouts(
         period=period,
-        epoch=1 + int(connection.scalar(select(func.count()).select_from(period_table)) or 0),
+        epoch=1 + len(closed_periods(connection, terms.distributor)),
         token_decimals=terms.token_decimals,
-        tree=_tree(connection, terms.token_decimals, transaction.log.size),
+        tree=_tree(connection, terms.distributor, terms.token_decimals, transaction.log.size),
     )
     root = claims.root
     data: dict[str, JSON] = {
@@ -152,6 +164,7 @@ def settle(books: Books, transaction: Transaction, period: str, terms: Settlemen
         "payouts": len(paid),
         "paid_nano": str(sum(payout.amount_nano for payout in paid)),
         "method": terms.method,
+        "distributor": terms.distributor,
         "minimum_payout_nano": str(terms.minimum_nano),
         "token_decimals": terms.token_decimals,
         "epoch": claims.epoch,
@@ -161,9 +174,10 @@ def settle(books: Books, transaction: Transaction, period: str, terms: Settlemen
     appended = books.log(transaction, "period.closed", period, period, data, new=True)
     transaction.set_last_closed(period)
     row = {"period": period, "log_index": appended.log_index, "time": appended.entry.time}
-    transaction.defer(_ADD_PERIOD, row)
+    transaction.defer(_ADD_PERIOD, row | {"distributor": terms.distributor})
     return Settlement(
         period=period,
+        distributor=terms.distributor,
         log_index=appended.log_index,
         statements=len(heads),
         statements_root=str(data["statements_root"]),
@@ -180,6 +194,7 @@ def settlement(connection: Connection, period: str, read: Read) -> Settlement | 
     data: Mapping[str, Any] = Entry.decode(read(log_index)).data
     return Settlement(
         period=period,
+        distributor=data["distributor"],
         log_index=log_index,
         statements=data["statements"],
         statements_root=data["statements_root"],
@@ -188,14 +203,15 @@ def settlement(connection: Connection, period: str, read: Read) -> Settlement | 
             period=period,
             epoch=data["epoch"],
             token_decimals=data["token_decimals"],
-            tree=_tree(connection, data["token_decimals"], log_index),
+            tree=_tree(connection, data["distributor"], data["token_decimals"], log_index),
         ),
     )
 
 
-def closed_periods(connection: Connection) -> list[str]:
-    """Return the periods that are closed, oldest first."""
-    return list(connection.scalars(select(period_table.c.period).order_by(period_table.c.period)))
+def closed_periods(connection: Connection, distributor: str | None) -> list[str]:
+    """Return the periods that were closed for a distributor, or for a list: in order, those of epochs 1, 2 and on."""
+    of_it = period_table.c.distributor.is_not_distinct_from(distributor)
+    return list(connection.scalars(select(period_table.c.period).where(of_it).order_by(period_table.c.period)))
 
 
 def payouts(connection: Connection, period: str) -> tuple[Payout, ...]:
@@ -268,16 +284,17 @@ def _pay(
     period: str,
     contributor: str,
     amount_nano: int,
-    method: Method,
+    terms: SettlementTerms,
     address: str | None,
 ) -> None:
     postings = transfer(contributor_account(contributor), PAYOUTS, amount_nano)
     data: dict[str, JSON] = {
         "contributor": contributor,
         "period": period,
-        "method": method,
+        "method": terms.method,
         "amount_nano": str(amount_nano),
         "address": address,
+        "distributor": terms.distributor,
     }
     appended = books.log(
         transaction, "payout.recorded", f"{contributor}:{period}", contributor, data, postings, new=True
@@ -287,8 +304,9 @@ def _pay(
         "log_index": appended.log_index,
         "contributor": contributor,
         "period": period,
-        "method": method,
+        "method": terms.method,
         "address": address,
+        "distributor": terms.distributor,
         "amount_nano": amount_nano,
     }
     transaction.defer(_ADD_PAYOUT, row)
@@ -313,12 +331,14 @@ def _paid_after(connection: Connection, period: str) -> dict[str, int]:
     return {row.account: int(row.paid) for row in connection.execute(query.group_by(columns.account))}
 
 
-def _tree(connection: Connection, token_decimals: int, before: int) -> PayoutTree | None:
-    """Return the tree over all that was paid on chain by entries before this log index."""
+def _tree(connection: Connection, distributor: str | None, token_decimals: int, before: int) -> PayoutTree | None:
+    """Return the tree over all that is claimed from a distributor by entries before this log index."""
     columns = payout_table.c
+    if distributor is None:
+        return None
     query = (
         select(columns.address, func.sum(columns.amount_nano).label("amount"))
-        .where(columns.method == "chain", columns.log_index < before)
+        .where(columns.distributor == distributor, columns.log_index < before)
         .group_by(columns.address)
     )
     due = {row.address: token_units(int(row.amount), token_decimals) for row in connection.execute(query)}

@@ -135,6 +135,7 @@ payout_table = Table(
     Column("period", String(7), nullable=False),
     Column("method", String(8), nullable=False),
     Column("address", String(42)),
+    Column("distributor", String(100)),
     Column("amount_nano", BigInteger, nullable=False),
     Index("payout_by_period", "period", "contributor"),
 )
@@ -145,4 +146,5 @@ period_table = Table(
     Column("period", String(7), primary_key=True),
     Column("log_index", BigInteger, nullable=False, unique=True),
     Column("time", String(27), nullable=False),
+    Column("distributor", String(100)),
 )

@@ -77,11 +77,14 @@ def demo(
         for question in json.loads((site.examples / "questions.json").read_text(encoding="utf-8"))["demo"][:questions]:
             _ask(site, client, question)
         _earnings(site, url, keys)
+        _step("Checking the log as an outsider, from what the gateway publishes")
+        key = httpx.get(f"{url}/log/key").text.strip()
+        _tell_checked(site.run("fsck", "--from-tiles", f"{url}/log", "--key", key))
         _step("Addresses and keys")
         for line in (
             f"gateway          {url}/v1   (any OpenAI client: set base_url to this)",
             f"transparency log {url}/log/checkpoint",
-            f"log key          {httpx.get(f'{url}/log/key').text.strip()}",
+            f"log key          {key}",
             f"metrics          {url}/metrics",
             *(f"{role:<16} {secret}" for role, secret in keys.items()),
         ):
@@ -92,7 +95,10 @@ def demo(
             out.print(f"  TRIBUTARY_KEY=… {_command()[0]} -m gateway.cli ask 'Who cast the fog bell on North Mole?'")
             _wait_for_interrupt()
     _step("Checking the books")
-    checked = site.run("fsck")
+    _tell_checked(site.run("fsck"))
+
+
+def _tell_checked(checked: dict[str, Any]) -> None:
     out.print(f"fsck: {'ok' if checked['ok'] else checked['findings']}, {checked['entries']} entries")
 
 

@@ -64,7 +64,7 @@ def settle(
     with office(config) as o:
         with o.write() as transaction:
             chosen = period or _next_to_close(transaction.last_closed(), transaction.log.size, transaction.log.entry)
-            done = settle_period(o.books, transaction, chosen, o.settings.settlement.terms)
+            done = settle_period(o.books, transaction, chosen, o.settings.settlement_terms)
         with o.database.read() as connection:
             carried = list(carried_forward(connection, done.period))
     if as_json:
@@ -141,7 +141,9 @@ def post(period: str, config: ConfigOption = DEFAULT_CONFIG, *, as_json: JsonOpt
         posted = []
         with o.database.read() as connection:
             last = _closed(o, connection, period)
-            for each in closed_periods(connection)[: last.claims.epoch]:
+            if last.distributor != o.settings.chain.distributor:
+                raise SettlementError(f"{period} was settled for {last.distributor or 'a list'}, not for this [chain]")
+            for each in closed_periods(connection, last.distributor)[: last.claims.epoch]:
                 closed = _closed(o, connection, each)
                 if closed.claims.epoch <= latest and each != period:
                     continue
@@ -170,9 +172,9 @@ def revoke(period: str, config: ConfigOption = DEFAULT_CONFIG) -> None:
 def fund(config: ConfigOption = DEFAULT_CONFIG) -> None:
     """Bring what the distributor holds up to all that was ever settled, from the key's own address."""
     with office(config) as o, o.database.read() as connection:
-        closed = closed_periods(connection)
+        closed = closed_periods(connection, o.settings.chain.distributor)
         if not closed:
-            raise PeriodError("no period is closed yet, so nothing is due")
+            raise PeriodError("no period was settled for this contract yet, so nothing is due")
         due = _closed(o, connection, closed[-1]).claims.cumulative_total
     sent = _distributor(o.settings, writes=True).fund(due)
     say(f"funded up to {due} units" if sent else f"{due} units are funded already")
@@ -195,7 +197,8 @@ def claim(
             current = distributor.standing().current_epoch
             if current == 0:
                 raise SettlementError("no root is in force on chain yet; a posted one waits out its timelock first")
-            tree = _closed(o, connection, closed_periods(connection)[current - 1]).claims.tree
+            period = closed_periods(connection, o.settings.chain.distributor)[current - 1]
+            tree = _closed(o, connection, period).claims.tree
         if tree is None:
             raise SettlementError(f"epoch {current}, which is in force, pays nobody")
         found = tree.claim(address)
@@ -218,7 +221,7 @@ def status(config: ConfigOption = DEFAULT_CONFIG, *, as_json: JsonOption = False
     with office(config) as o:
         standing = _distributor(o.settings, writes=False).standing()
         with o.database.read() as connection:
-            closed = closed_periods(connection)
+            closed = closed_periods(connection, o.settings.chain.distributor)
             due = _closed(o, connection, closed[-1]).claims.cumulative_total if closed else 0
     row: dict[str, Any] = vars(standing) | {
         "anchor": standing.anchor and {"size": standing.anchor.size, "root": standing.anchor.root.hex()},

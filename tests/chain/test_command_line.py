@@ -40,11 +40,14 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         return capsys.readouterr().out
 
     run("init")
-    with Path("tributary.toml").open("a") as config:
-        config.write(
-            f'\n[settlement]\nmethod = "chain"\nminimum_payout = "0.000005"\n[chain]\nrpc_url = "{site.anvil.url}"\n'
-            f'chain_id = {site.distributor.chain.chain_id}\ncontract = "{site.distributor.address}"\n'
-        )
+    for name, value in (
+        ("SETTLEMENT__METHOD", "chain"),
+        ("SETTLEMENT__MINIMUM_PAYOUT", "0.000005"),
+        ("CHAIN__RPC_URL", site.anvil.url),
+        ("CHAIN__CHAIN_ID", str(site.distributor.chain.chain_id)),
+        ("CHAIN__CONTRACT", site.distributor.address),
+    ):
+        monkeypatch.setenv(f"TRIBUTARY__{name}", value)
     return run
 
 

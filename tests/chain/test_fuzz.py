@@ -1,6 +1,6 @@
 """Everything that can be done to a distributor, in any order, against a model of it in a few dictionaries.
 
-TRIBUTARY_CHAIN_EXAMPLES sets how many runs of 25 steps; the default takes half a minute.
+TRIBUTARY_CHAIN_EXAMPLES sets how many runs of 25 steps; the default takes about half a minute of one core.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ class Machine(RuleBasedStateMachine):
         if enough:
             self.funded += amount
 
-    @rule(amount=st.integers(0, 50))
+    @rule(amount=st.sampled_from([0, 0, 7]))
     def stray_in_or_sweep_out(self, amount: int) -> None:
         send, of = self.distributor.chain.send, self.distributor.functions
         if amount and self.funded + self.stray + amount <= self.minted:

@@ -14,6 +14,7 @@ from gateway.identifiers import new_id
 from gateway.registry import Registry, RegistryError
 from gateway.tables import ALL_METADATA
 from ledger_client import Log, Signer
+from metering import earnings, statement
 
 from ..databases import Server  # noqa: TID252  the tests are no package of their own
 
@@ -160,3 +161,29 @@ def test_what_no_row_can_be_named_is_not_found(database: Database, written: str)
                 answers.find(connection, unknown)
             with pytest.raises(RegistryError, match="there is no contributor"):
                 registry.contributor(connection, unknown)
+
+
+def test_books_of_the_first_schema_are_summed_up_when_they_are_migrated(database: Database) -> None:
+    database.migrate("0001")
+    rows = [
+        (1, 0, "2025-01-31T23:59:59.000000Z", "suspense", -100, "split", None, None),
+        (1, 1, "2025-01-31T23:59:59.000000Z", "contributor:ada", 60, "owner", "document", "doc_1"),
+        (1, 2, "2025-01-31T23:59:59.000000Z", "contributor:ada", 40, "dataset", "adapter", "qa"),
+        (2, 1, "2025-02-01T00:00:00.000000Z", "contributor:ada", 7, "owner", "document", "doc_1"),
+    ]
+    columns = ["log_index", "position", "time", "account", "amount_nano", "role", "kind", "item", "served_model"]
+    posting = sa.table("posting", *map(sa.column, columns))
+    with database.write() as connection:
+        connection.execute(sa.insert(posting), [dict(zip(columns, (*row, "chat"), strict=True)) for row in rows])
+    database.migrate()
+    with database.read() as connection:
+        assert [earnings(connection, "ada", period).total_nano for period in (None, "2025-01", "2025-02")] == [
+            107,
+            100,
+            7,
+        ]
+        assert earnings(connection, "ada", "2025-01", "document").groups == {"doc_1": 60, None: 40}
+        assert earnings(connection, "ada", group_by="adapter").groups == {"qa": 40, None: 67}
+        assert earnings(connection, "ada", group_by="day").groups == {"2025-01-31": 100, "2025-02-01": 7}
+        assert earnings(connection, "ada", group_by="model").groups == {"chat": 107}
+        assert statement(connection, "ada", "2025-02").summary.opening_nano == 100

@@ -14,7 +14,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.types import Receive, Scope, Send
 
-from gateway.app import create_app, open_gateway
+from gateway.app import create_app
 from gateway.database import Database
 from gateway.metrics import LedgerState, Metrics
 from gateway.settings import WitnessSection, load
@@ -255,14 +255,13 @@ async def test_a_gateway_serves_its_log_cosigned(tmp_path: Path) -> None:
         settings = load(config)
         database = Database(settings.database.url)
         database.migrate()
-        metadata.create_all(database.engine)
         database.close()
-        app = create_app(settings)
+        app = create_app(settings, engine=lambda _: FakeEngine(), embedder=lambda _: HashingEmbedder())
         async with (
-            open_gateway(settings, engine=lambda _: FakeEngine(), embedder=lambda _: HashingEmbedder()) as gateway,
+            app.router.lifespan_context(app),
             httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as client,
         ):
-            app.state.gateway = gateway
+            gateway = app.state.gateway
             async with asyncio.timeout(30):
                 while not WITNESSES["w1"].verifier.find(Note.parse((await client.get("/log/checkpoint")).text)):
                     await asyncio.sleep(0.02)

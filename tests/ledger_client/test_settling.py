@@ -29,6 +29,9 @@ OTHER = "0xfB6916095ca1df60bB79Ce92cE3Ea74c37c5d359"
 JANUARY, FEBRUARY, MARCH = "2025-01-31T23:59:59Z", "2025-02-03T00:00:00Z", "2025-03-01T00:00:00Z"
 
 
+DISTRIBUTOR = f"eip155:31337:{ADDRESS}"
+
+
 def at(time: str, entry: Entry) -> Entry:
     return replace(entry, time=time)
 
@@ -44,6 +47,7 @@ def paid(contributor: str, amount: int, *, time: str = FEBRUARY, **changes: Any)
         "method": "csv",
         "amount_nano": str(amount),
         "address": None,
+        "distributor": DISTRIBUTOR if changes.get("method") == "chain" else None,
         "postings": lines(**{f"contributor_{contributor}": -amount, "payouts": amount}),
     }
     data |= changes
@@ -87,6 +91,7 @@ SUMMARIES = [summary("ada", earned_nano=7500, lines=1), summary("bob", earned_na
 BOUND = at(FEBRUARY, bound("ada", ADDRESS))
 PAID = paid("ada", 7000, method="chain", address=ADDRESS)
 SETTLED: dict[str, Any] = {
+    "distributor": DISTRIBUTOR,
     "payouts": 1,
     "paid_nano": "7000",
     "payout_root": PayoutTree(amounts={ADDRESS: 7}).root.hex(),

@@ -158,7 +158,7 @@ def close_period(books: Books, tx: Transaction, period: str) -> int:
 
 
 def pay_out(books: Books, tx: Transaction, contributor: str, amount_nano: int, period: str) -> int:
-    row = {"contributor": contributor, "period": period, "method": "csv", "address": None}
+    row = {"contributor": contributor, "period": period, "method": "csv", "address": None, "distributor": None}
     postings = transfer(f"contributor:{contributor}", "payouts", amount_nano)
     data = row | {"amount_nano": str(amount_nano)}
     appended = books.log(tx, "payout.recorded", f"{contributor}:{period}", contributor, data, postings)

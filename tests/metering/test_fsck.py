@@ -292,7 +292,7 @@ def test_empty_books_have_no_findings(engine: Engine) -> None:
             id="another period closed",
         ),
         pytest.param(
-            "INSERT INTO period VALUES ('2025-02', 99, '2025-03-01T00:00:00.000000Z')",
+            "INSERT INTO period VALUES ('2025-02', 99, '2025-03-01T00:00:00.000000Z', NULL)",
             {("I3", 99, "a row of period has no entry")},
             id="period closed without an entry",
         ),

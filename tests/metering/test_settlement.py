@@ -19,6 +19,7 @@ from metering import (
     balance,
     bind_address,
     carried_forward,
+    closed_periods,
     earnings,
     fsck_books,
     payout_addresses,
@@ -28,11 +29,12 @@ from metering import (
     summaries,
 )
 
-from .kit import CALLER, LOG, Clock, attribution_record, logged, request_id, transaction, usage_record
+from .kit import CALLER, LOG, Clock, attribution_record, audited, logged, request_id, transaction, usage_record
 
 ANN, BOB = (to_address(bytes([number]) * 20) for number in (1, 2))
 CONTRACT = to_address(b"\x09" * 20)
-CHAIN = SettlementTerms(method="chain", minimum_nano=5_000)
+DISTRIBUTOR, SUCCESSOR = (f"eip155:31337:{to_address(bytes([number]) * 20)}" for number in (9, 10))
+CHAIN = SettlementTerms(method="chain", distributor=DISTRIBUTOR, minimum_nano=5_000)
 CSV = SettlementTerms(method="csv", minimum_nano=5_000)
 
 
@@ -146,6 +148,34 @@ def test_claims_accumulate_over_periods_and_addresses(town: Town) -> None:
     assert (first.claims.epoch, second.claims.epoch) == (1, 2)
 
 
+def test_a_new_distributor_owes_nothing_that_was_settled_on_the_old_one(town: Town) -> None:
+    town.bind("ann", ANN)
+    for month, distributor in enumerate((DISTRIBUTOR, SUCCESSOR, SUCCESSOR, DISTRIBUTOR), start=1):
+        town.clock.now = at(2025, month)
+        town.earn("ann", 1_000)  # 105 units
+        town.clock.now = at(2025, month + 1)
+        done = town.settle(f"2025-{month:02}", SettlementTerms(method="chain", distributor=distributor))
+        first = month in (1, 2)
+        assert done.claims.epoch == (1 if first else 2)
+        assert done.claims.cumulative_total == (105 if first else 210)
+    with town.engine.connect() as connection:
+        assert balance(connection, "payouts").posted_nano == 4 * 105_000
+        assert closed_periods(connection, SUCCESSOR) == ["2025-02", "2025-03"]
+        assert audited(connection, settled=True) == []
+
+
+def test_a_list_between_two_settlements_on_chain_changes_nothing_there(town: Town) -> None:
+    town.bind("ann", ANN)
+    for month, terms in enumerate((CHAIN, CSV, CHAIN), start=1):
+        town.clock.now = at(2025, month)
+        town.earn("ann", 1_000)
+        town.clock.now = at(2025, month + 1)
+        done = town.settle(f"2025-{month:02}", terms)
+    assert (done.claims.epoch, done.claims.cumulative_total) == (2, 210)
+    with town.engine.connect() as connection:
+        assert audited(connection, settled=True) == []
+
+
 def test_a_period_is_closed_once(town: Town) -> None:
     town.earn("ann", 100)
     town.bind("ann", ANN)
@@ -235,6 +265,13 @@ def test_an_address_is_bound_by_a_rising_nonce(town: Town) -> None:
 
 
 def test_terms_make_sense() -> None:
-    for wrong in ({"method": "cash"}, {"method": "csv", "minimum_nano": -1}, {"method": "csv", "token_decimals": 19}):
+    for wrong in (
+        {"method": "cash"},
+        {"method": "chain"},
+        {"method": "chain", "distributor": CONTRACT},
+        {"method": "csv", "distributor": DISTRIBUTOR},
+        {"method": "csv", "minimum_nano": -1},
+        {"method": "csv", "token_decimals": 19},
+    ):
         with pytest.raises((MeteringError, SettlementError)):
             SettlementTerms(**wrong)  # type: ignore[arg-type]

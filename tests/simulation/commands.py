@@ -39,6 +39,7 @@ PLAYERS = (
 )
 MODELS = ("chat", "plain")
 CONTRACT = "0x" + "44" * 20
+DISTRIBUTOR = f"eip155:31337:{CONTRACT}"
 
 Work: TypeAlias = Callable[[Books, Transaction], Any]
 
@@ -68,7 +69,12 @@ def _bind(books: Books, tx: Transaction, contributor: str, address: str, nonce: 
 
 
 def _settle(books: Books, tx: Transaction, period: str, method: str, minimum: int) -> tuple[int, dict[str, int]]:
-    terms = SettlementTerms(method="chain" if method == "chain" else "csv", minimum_nano=minimum)
+    chain = method == "chain"
+    terms = SettlementTerms(
+        method="chain" if chain else "csv",
+        distributor=DISTRIBUTOR if chain else None,
+        minimum_nano=minimum,
+    )
     done = settle(books, tx, period, terms)
     return done.log_index, {payout.contributor: payout.amount_nano for payout in done.payouts}
 
@@ -124,7 +130,7 @@ class Clients:
             self._void: 2,
             self._attribute: 6,
             self._supersede: 2,
-            self._rate: 2,
+            self._rate: 3,
             self._bind: 1,
             self._limit: 1,
         }
@@ -140,7 +146,7 @@ class Clients:
         turn = first if last is None else f"{int(last[:4]) + int(last[5:]) // 12:04}-{int(last[5:]) % 12 + 1:02}"
         period = self._lots.choices((turn, month, last or first), (8, 1, 1))[0]
         method = self._lots.choice(("csv", "chain"))
-        return Command(name="settle", arguments=(period, method, self._lots.choice((0, 5_000, 50_000))))
+        return Command(name="settle", arguments=(period, method, self._lots.choice((0, 1_000, 20_000))))
 
     def _grant(self) -> Command:
         lots = self._lots

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from itertools import chain
 from random import Random
 from typing import Any
 
@@ -24,7 +25,7 @@ from metering import Books, CommitError, balance, balances, closed_periods, open
 from metering.tables import draw_table, intent_table, rating_table
 from tests.databases import engine_of
 
-from .commands import ACCOUNTS, CONTRIBUTORS, WORKS, Clients, expected_by
+from .commands import ACCOUNTS, CONTRIBUTORS, DISTRIBUTOR, WORKS, Clients, expected_by
 from .load import LOG, SIGNER, findings
 from .model import CONTRIBUTOR, Command, Model, Refused
 from .storage import CRASH, REPLY_LOST, STUMBLE, Fault, Storage, opened
@@ -96,7 +97,7 @@ class World:
             self._ask: 5,
             self._deliver: 8,
             self._sweep: 1,
-            self._settle: 1,
+            self._settle: 2,
             self._reset_clock: 1,
         }
         for self.step in range(steps):
@@ -114,7 +115,7 @@ class World:
     # What happens.
 
     def _pass_time(self) -> None:
-        minutes = self.lots.choices((1, 20, 60 * 9, 60 * 24 * 11), (8, 6, 4, 1))[0]
+        minutes = self.lots.choices((1, 20, 60 * 9, 60 * 24 * 11), (6, 6, 5, 3))[0]
         self.time += timedelta(
             minutes=minutes, seconds=self.lots.randint(0, 59), microseconds=self.lots.randint(0, 999)
         )
@@ -249,7 +250,8 @@ class World:
             if number
         }
         assert drawn == {place: number for place, number in model.draws.items() if number}, "budgets as drawn"
-        assert closed_periods(connection) == sorted(model.closed)
+        closed = (closed_periods(connection, distributor) for distributor in (None, DISTRIBUTOR))
+        assert sorted(chain.from_iterable(closed)) == sorted(model.closed)
 
     def _check_statements(self, connection: Connection, contributor: str) -> None:
         lines = self.model.lines(CONTRIBUTOR + contributor)

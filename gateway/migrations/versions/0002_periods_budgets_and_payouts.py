@@ -121,6 +121,7 @@ def upgrade() -> None:
         sa.Column("period", sa.String(length=7), nullable=False),
         sa.Column("method", sa.String(length=8), nullable=False),
         sa.Column("address", sa.String(length=42), nullable=True),
+        sa.Column("distributor", sa.String(length=100), nullable=True),
         sa.Column("amount_nano", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("log_index"),
     )
@@ -141,6 +142,7 @@ def upgrade() -> None:
         sa.Column("period", sa.String(length=7), nullable=False),
         sa.Column("log_index", sa.BigInteger(), nullable=False),
         sa.Column("time", sa.String(length=27), nullable=False),
+        sa.Column("distributor", sa.String(length=100), nullable=True),
         sa.PrimaryKeyConstraint("period"),
         sa.UniqueConstraint("log_index"),
     )
