@@ -59,6 +59,8 @@ earning_table = Table(
     Column("period", String(7), primary_key=True),
     Column("key", String(200), primary_key=True),
     Column("amount_nano", BigInteger, nullable=False),
+    # Read in the order of the key, page after page, and not by row ids that the key leads to.
+    sqlite_with_rowid=False,
 )
 
 intent_table = Table(

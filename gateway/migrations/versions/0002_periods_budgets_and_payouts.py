@@ -47,6 +47,7 @@ def upgrade() -> None:
         sa.Column("key", sa.String(length=200), nullable=False),
         sa.Column("amount_nano", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("account", "dimension", "period", "key"),
+        sqlite_with_rowid=False,
     )
     op.create_table(
         "feedback_comment",
