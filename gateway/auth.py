@@ -55,12 +55,16 @@ class NewKey:
     secret: str
 
 
-def create_key(connection: sa.Connection, *, role: Role, name: str, contributor: str | None = None) -> NewKey:
-    """Make a key; a caller's key gets an opaque account of its own, a contributor's names the contributor."""
+def create_key(
+    connection: sa.Connection, *, role: Role, name: str, contributor: str | None = None, account: str | None = None
+) -> NewKey:
+    """Make a key; a contributor's names the contributor, a caller's is of an account, by default one of its own."""
     secret = f"trib-{role}-{secrets.token_urlsafe(32)}"
-    subject = {"caller": caller_account(new_id("acct")), "contributor": contributor or "", "operator": "operator"}.get(
-        role, role
-    )
+    subject = {
+        "caller": account or caller_account(new_id("acct")),
+        "contributor": contributor or "",
+        "operator": "operator",
+    }.get(role, role)
     principal = Principal(key_id=new_id("key"), role=role, subject=subject, name=name)
     connection.execute(
         sa.insert(api_key).values(

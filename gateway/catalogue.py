@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from gateway.registry import Adapter, Registry, RegistryError, Terms
 from gateway.settings import ModelSection, Settings
-from metering import Books, Price, SplitPolicy
+from metering import Books, Price, SplitPolicy, Transaction
 
 
 class UnknownModelError(LookupError):
@@ -69,7 +69,7 @@ class Catalogue:
         return model
 
 
-def publish(connection: sa.Connection, settings: Settings, registry: Registry, books: Books) -> Catalogue:
+def publish(transaction: Transaction, settings: Settings, registry: Registry, books: Books) -> Catalogue:
     """Resolve every configured model and date its price and policy in the log.
 
     Raises RegistryError when a model names an adapter that is not registered or was made for another base.
@@ -84,16 +84,16 @@ def publish(connection: sa.Connection, settings: Settings, registry: Registry, b
                 name=section.name,
                 kind=section.kind,
                 base=section.base,
-                adapter=_adapter(connection, section, registry),
+                adapter=_adapter(transaction.connection, section, registry),
                 corpora=section.corpora,
                 licences=section.licences,
                 top_k=section.top_k or settings.retrieval.top_k,
                 instruction=section.instruction,
                 description=section.description,
                 price=price,
-                price_index=books.publish_price(connection, section.name, price),
+                price_index=books.publish_price(transaction, section.name, price),
                 policy=policy,
-                policy_index=books.publish_policy(connection, policy),
+                policy_index=books.publish_policy(transaction, policy),
             )
         )
     return Catalogue(models)

@@ -1,8 +1,8 @@
-"""The one engine to the database: pragmas, transactions, migrations.
+"""The one engine to the database: durability, transactions, migrations.
 
 A write transaction on SQLite begins IMMEDIATE, so that the log's head row is read under the write lock and two
 processes can never assign the same log index. `synchronous=FULL` because under a power cut `NORMAL` loses
-acknowledged records.
+acknowledged records, as PostgreSQL does without `synchronous_commit` or `fsync`: no connection that would is used.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Database:
             _create_private(Path(parsed.database))
         # Parameters hold prompts and keys' digests, which no error message should show.
         self.engine = sa.create_engine(parsed, pool_size=16, max_overflow=16, hide_parameters=True)
+        sa.event.listen(self.engine, "connect", _prepare_sqlite if self._sqlite else _prepare_postgresql)
         if self._sqlite:
-            sa.event.listen(self.engine, "connect", _set_pragmas)
             sa.event.listen(self.engine, "begin", _begin)
         self._writer = self.engine.execution_options(write=True)
         # A read on SQLite sees one snapshot anyway; a server database has to be asked for it.
@@ -78,17 +78,18 @@ class Database:
             return
         key = int.from_bytes(hashlib.sha256(gateway_id.encode()).digest()[:8], "big", signed=True)
         with self.engine.connect() as connection:  # the lock is the session's, and ends with it however it ends
+            connection.detach()  # from the pool, which would keep the session
             if not connection.execute(sa.select(sa.func.pg_try_advisory_lock(key))).scalar_one():
                 raise taken
             connection.commit()
             yield
 
-    def migrate(self) -> None:
-        """Bring the schema to this version's."""
+    def migrate(self, revision: str = "head") -> None:
+        """Bring the schema to this version's, or as far as a revision before it."""
         with self.write() as connection:
             config = _alembic_config()
             config.attributes["connection"] = connection
-            alembic.command.upgrade(config, "head")
+            alembic.command.upgrade(config, revision)
 
     def require_current_schema(self) -> None:
         """Raise DatabaseError unless the schema is this version's."""
@@ -118,10 +119,37 @@ def _create_private(path: Path) -> None:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
 
-def _set_pragmas(connection: Any, _record: object) -> None:
+def _prepare_sqlite(connection: Any, _record: object) -> None:
     connection.isolation_level = None  # the driver must not begin transactions by itself
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_MS}"):
         connection.execute(f"PRAGMA {pragma}")
+    # A pragma that cannot be obeyed says nothing, so each is read back.
+    journal_mode, synchronous = (
+        connection.execute(f"PRAGMA {pragma}").fetchone()[0] for pragma in ("journal_mode", "synchronous")
+    )
+    if (journal_mode, synchronous) != ("wal", 2):
+        connection.close()
+        raise DatabaseError(
+            f"SQLite runs with journal_mode={journal_mode} and synchronous={synchronous}, not with wal and 2 (FULL), "
+            "and would lose acknowledged records; keep the database on a local, writable file system"
+        )
+
+
+def _prepare_postgresql(connection: Any, _record: object) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT current_setting('fsync'), current_setting('synchronous_commit')")
+        fsync, synchronous_commit = cursor.fetchone()
+        if synchronous_commit == "off":  # the others wait for the disk here, and some for a standby's too
+            cursor.execute("SET synchronous_commit = on")
+            cursor.execute("SELECT current_setting('synchronous_commit')")
+            (synchronous_commit,) = cursor.fetchone()
+    connection.commit()  # a setting made in a transaction ends with it unless that commits
+    if fsync != "on" or synchronous_commit == "off":
+        connection.close()
+        raise DatabaseError(
+            f"PostgreSQL runs with fsync={fsync} and synchronous_commit={synchronous_commit}, "
+            "and would lose acknowledged records; switch both on"
+        )
 
 
 def _begin(connection: sa.Connection) -> None:

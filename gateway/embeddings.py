@@ -5,23 +5,26 @@ from __future__ import annotations
 import asyncio
 import secrets
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import orjson
-import sqlalchemy as sa
 import structlog
 from numpy.typing import NDArray
 
 from gateway import answers
+from gateway.admission import Admission, touched
 from gateway.answers import AnswerRow, SealedInputs, salted_digest
 from gateway.catalogue import ServedModel
 from gateway.engines import PromptTooLong
+from gateway.exchange import within
+from gateway.idempotency import VECTORS_TYPE, Claim, Replay
 from gateway.identifiers import new_id, now
 from gateway.metrics import Metrics
 from gateway.objects import attributed_object, attribution_record, pending_object
+from gateway.settings import Limits
 from gateway.transactions import Transactions
-from metering import Books, Usage, UsageRecord, split
+from metering import SUSPENSE, Books, Intent, Transaction, Usage, UsageRecord, split
 from retrieval import Embedder
 
 
@@ -33,34 +36,88 @@ class Embedded:
     vectors: NDArray[np.float32]
     usage: Usage
 
+    @classmethod
+    def again(cls, replay: Replay, n_texts: int) -> Self:
+        """What was embedded before, as it was kept."""
+        counts = replay.attribution["usage"]
+        return cls(
+            request_id=replay.request_id,
+            vectors=np.frombuffer(replay.response, dtype="<f4").reshape(n_texts, -1),
+            usage=Usage(prompt_tokens=counts["prompt_tokens"], completion_tokens=counts["completion_tokens"]),
+        )
+
 
 class Embeddings:
     """Embeds, and charges for it."""
 
-    def __init__(self, *, transactions: Transactions, books: Books, embedder: Embedder, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        *,
+        transactions: Transactions,
+        admission: Admission,
+        books: Books,
+        embedder: Embedder,
+        metrics: Metrics,
+        limits: Limits,
+    ) -> None:
         self._transactions = transactions
+        self._admission = admission
         self._books = books
         self._embedder = embedder
         self._metrics = metrics
+        self._limits = limits
 
-    async def embed(self, caller: str, model: ServedModel, texts: list[str]) -> Embedded:
+    async def embed(
+        self,
+        caller: str,
+        model: ServedModel,
+        texts: list[str],
+        *,
+        key_id: str | None = None,
+        claim: Claim | None = None,
+    ) -> Embedded:
         """Embed texts; their charge is committed and split before the vectors go out.
 
-        Raises PromptTooLong or InsufficientCredit before any work that costs more than counting tokens.
+        caller: its account. key_id: the API key whose budget it draws on. claim: of its idempotency key, looked up.
+        Raises PromptTooLong, InsufficientCredit, BudgetExceeded or RequestInProgressError before any work that costs
+        more than counting tokens.
         """
         request_id = new_id("req")
         structlog.contextvars.bind_contextvars(request_id=request_id)
         usage = Usage(prompt_tokens=await asyncio.to_thread(self._count, texts), completion_tokens=0)
-        charge_nano = model.price.charge_nano(usage)
-        intent = await self._transactions.commit(
-            "intent", lambda c: self._books.admit(c, caller, charge_nano, request_id)
+        intent = await self._admission.admit(
+            caller,
+            request_id,
+            maximum_nano=model.price.charge_nano(usage),
+            maximum_tokens=usage.prompt_tokens,
+            key_id=key_id,
+            claim=claim,
         )
         try:
-            vectors = await asyncio.to_thread(self._embedder.embed, texts)
-        except Exception as error:
-            reason = type(error).__name__
-            await self._transactions.commit("void", lambda c: self._books.void(c, intent, reason))
-            raise
+            try:
+                async with within(asyncio.get_running_loop().time() + self._limits.answer_s):
+                    vectors = await asyncio.to_thread(self._embedder.embed, texts)
+            except Exception as error:
+                await self._admission.void(intent, type(error).__name__)
+                raise
+            attributed = await self._record(intent, model, texts, usage, vectors, claim)
+        finally:
+            self._admission.ended(request_id)
+        self._metrics.observe_usage(model, usage)
+        self._metrics.observe_credit(attributed)
+        return Embedded(request_id=request_id, vectors=vectors, usage=usage)
+
+    async def _record(
+        self,
+        intent: Intent,
+        model: ServedModel,
+        texts: list[str],
+        usage: Usage,
+        vectors: NDArray[np.float32],
+        claim: Claim | None,
+    ) -> dict[str, Any]:
+        """Commit usage, charge, split and what a repeat will be given; returns the attribution object."""
+        request_id = intent.request_id
         salt = secrets.token_bytes(32)
         record = UsageRecord(
             served_model=model.name,
@@ -83,16 +140,16 @@ class Embeddings:
             passages=(),
             answer_ids=(),
         )
-        lines = split(charge_nano, model.policy, (), request_id)
+        lines = split(record.charge_nano, model.policy, (), request_id)
 
-        def commit(connection: sa.Connection) -> dict[str, Any]:
-            usage_index = self._books.record_usage(connection, intent, record)
+        def commit(transaction: Transaction) -> dict[str, Any]:
+            usage_index = self._books.record_usage(transaction, intent, record)
             credit = attribution_record(request_id, inputs, terms, None, lines, {})
-            record_index = self._books.record_attribution(connection, credit)
+            record_index = self._books.record_attribution(transaction, credit)
             attributed = attributed_object(pending_object(request_id, record), inputs, terms, None, lines, record_index)
             row = AnswerRow(
                 request_id=request_id,
-                caller=caller,
+                caller=intent.account,
                 status="not_applicable",
                 created_at=now(),
                 usage_index=usage_index,
@@ -102,13 +159,13 @@ class Embeddings:
                 inputs=None,
                 attribution=orjson.dumps(attributed),
             )
-            answers.insert(connection, row)
+            answers.insert(transaction, row)
+            if claim is not None and self._limits.replay_hours:
+                claim.keep(transaction, VECTORS_TYPE, vectors.astype("<f4").tobytes())
             return attributed
 
-        attributed = await self._transactions.commit("usage", commit)
-        self._metrics.observe_usage(model, usage)
-        self._metrics.observe_credit(attributed)
-        return Embedded(request_id=request_id, vectors=vectors, usage=usage)
+        expected = touched(intent, SUSPENSE, *(line.account for line in lines))
+        return await self._transactions.commit("usage", commit, expected)
 
     def _count(self, texts: list[str]) -> int:
         """Tokens of all texts together; raises PromptTooLong when one of them would not be seen whole."""

@@ -18,8 +18,10 @@ from gateway.answers import UnknownRequestError
 from gateway.auth import KeyRefusedError, RoleRefusedError
 from gateway.catalogue import UnknownModelError
 from gateway.engines import EngineUnavailable, PromptTooLong
+from gateway.idempotency import IdempotencyConflictError, RequestInProgressError, ResponseExpiredError
+from gateway.transactions import DatabaseUnavailableError
 from ledger_client import EntryConflict
-from metering import CommitError, InsufficientCredit
+from metering import BudgetExceeded, CommitError, InsufficientCredit
 
 log = structlog.get_logger(__name__)
 
@@ -59,8 +61,18 @@ TABLE: dict[type[Exception], Reply] = {
     NotFoundError: Reply(status=404, type=INVALID_REQUEST, code="not_found"),
     PromptTooLong: Reply(status=400, type=INVALID_REQUEST, code="context_length_exceeded"),
     EntryConflict: Reply(status=409, type=INVALID_REQUEST, code="idempotency_conflict"),
+    IdempotencyConflictError: Reply(status=409, type=INVALID_REQUEST, code="idempotency_conflict"),
+    RequestInProgressError: Reply(status=409, type=INVALID_REQUEST, code="request_in_progress"),
+    ResponseExpiredError: Reply(status=410, type=INVALID_REQUEST, code="response_expired"),
+    BudgetExceeded: Reply(status=429, type="insufficient_quota", code="monthly_budget_exceeded"),
     EngineUnavailable: Reply(status=503, type="service_unavailable", code="engine_unavailable"),
     CommitError: Reply(status=503, type="service_unavailable", code="ledger_unavailable"),
+    DatabaseUnavailableError: Reply(status=503, type="service_unavailable", code="ledger_unavailable"),
+}
+# A limit by the minute is told as OpenAI tells it, so that its clients wait; any other budget is in the table.
+RATE_LIMITS = {
+    "requests_per_minute": Reply(status=429, type="requests", code="rate_limit_exceeded"),
+    "tokens_per_minute": Reply(status=429, type="tokens", code="rate_limit_exceeded"),
 }
 
 
@@ -74,7 +86,7 @@ def body_of(error: BaseException) -> tuple[int, dict[str, object]]:
             return _shape(
                 Reply(status=500, type="server_error", code="internal_error"), "the gateway failed; it was logged"
             )
-        reply = found
+        reply = RATE_LIMITS.get(error.limit, found) if isinstance(error, BudgetExceeded) else found
     return _shape(reply, str(error))
 
 
@@ -95,6 +107,8 @@ async def _ours(_request: Request, error: Exception) -> JSONResponse:
     if status == 500:
         log.error("request_failed", exc_info=error)
     headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
+    if isinstance(error, BudgetExceeded | RequestInProgressError):
+        headers["Retry-After"] = str(error.retry_after_s)
     if request_id := structlog.contextvars.get_contextvars().get("request_id"):
         headers |= {"x-tributary-request-id": request_id, "x-request-id": request_id}
     return JSONResponse(body, status, headers)

@@ -5,14 +5,35 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Self
+
+import orjson
 
 from gateway.answers import GroundedPassage, SealedInputs
 from gateway.catalogue import ServedModel
-from gateway.engines import Delta, SamplingParams
+from gateway.engines import Delta, EngineUnavailable, SamplingParams
 from gateway.grounding import Message
+from gateway.idempotency import Claim
 from metering import Intent, Usage
+
+
+class TookTooLongError(EngineUnavailable):
+    """The work for a request was not done when it had to be."""
+
+
+@asynccontextmanager
+async def within(deadline_s: float) -> AsyncIterator[None]:
+    """Stop what is done inside at a time of the running loop's clock; raises TookTooLongError then."""
+    limit = asyncio.timeout_at(deadline_s)
+    try:
+        async with limit:
+            yield
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise TookTooLongError("the engine did not do the work in the time that [limits] answer_s allows") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +61,32 @@ class Question:
         return next((m.content for m in reversed(self.messages or ()) if m.role == "user"), None)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """What an answer says to its client. model: as the client named it. created_s: whole seconds since 1970."""
+
+    model: str
+    created_s: int
+    text: str
+    finish_reason: str
+
+    def encode(self) -> bytes:
+        """As JSON."""
+        return orjson.dumps(asdict(self))
+
+    @classmethod
+    def decode(cls, raw: bytes) -> Self:
+        """The inverse of encode."""
+        return cls(**orjson.loads(raw))
+
+
 @dataclass(kw_only=True, eq=False)
 class Answer:
     """One answer on its way. Read `deltas` to their end, or `abandon` it: either way what was generated is charged.
 
-    started_s: when it was asked for, on the monotonic clock. first_token_s, last_token_s: seconds from then.
-    attribution: the attribution object, once metered.
+    claim: the idempotency key that it is given under. started_s: when it was asked for, on the monotonic clock, and
+    created_s by the calendar. first_token_s, last_token_s: seconds from then. deadline_s: when it must have ended, on
+    the loop's clock. attribution: the attribution object, once metered.
     """
 
     request_id: str
@@ -54,10 +95,14 @@ class Answer:
     intent: Intent
     passages: tuple[GroundedPassage, ...]
     prompt_ids: list[int]
+    claim: Claim | None = None
     answer_ids: list[int] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
     finish_reason: str = "error"
     attribution: dict[str, Any] = field(default_factory=dict)
     started_s: float
+    created_s: int = field(default_factory=lambda: int(time.time()))
+    deadline_s: float
     first_token_s: float | None = None
     last_token_s: float | None = None
     abandoned: bool = False
@@ -67,6 +112,16 @@ class Answer:
     def usage(self) -> Usage:
         """Tokens read and emitted so far."""
         return Usage(prompt_tokens=len(self.prompt_ids), completion_tokens=len(self.answer_ids))
+
+    @property
+    def said(self) -> Said:
+        """What it says so far."""
+        return Said(
+            model=self.question.model.name,
+            created_s=self.created_s,
+            text="".join(self.texts),
+            finish_reason=self.finish_reason,
+        )
 
     def sealed(self) -> SealedInputs:
         """What attribution will need of it."""
@@ -98,6 +153,7 @@ class Answer:
         if self.first_token_s is None:
             self.first_token_s = self.last_token_s
         self.answer_ids.extend(delta.token_ids)
+        self.texts.append(delta.text)
         self.finish_reason = delta.finish_reason or "error"
         self._deltas.put_nowait(delta)
 

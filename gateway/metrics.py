@@ -6,10 +6,10 @@ No label is a contributor, a request, a key or a document, so the number of seri
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from gateway.catalogue import ServedModel
@@ -29,6 +29,8 @@ class LedgerState:
     open_intents: int
     attribution_backlog: int
     adapters_resident: int
+    shipping_backlog: Mapping[str, int] = field(default_factory=dict)  # name of a ledger → entries it does not hold yet
+    witness_lag_entries: Mapping[str, int] = field(default_factory=dict)
 
 
 class Metrics:
@@ -79,12 +81,33 @@ class Metrics:
         self.credited_nano = self._counter(
             "tributary_credit_nano_total", "Credited by splits, nano-USD, by role", ("role",)
         )
+        self.swept_intents = self._counter(
+            "tributary_ledger_swept_intents_total", "Admitted requests voided because nobody answered them any more", ()
+        )
         self.adapter_loads = self._counter("tributary_adapter_loads_total", "Adapters loaded into the engine", ())
         self.adapter_evictions = self._counter(
             "tributary_adapter_evictions_total", "Adapters taken out of the engine to make room", ()
         )
         self.routing = self._counter(
             "tributary_routing_decisions_total", "Requests by served model and why", ("gen_ai_request_model", "reason")
+        )
+        self.shipping_failures = self._counter(
+            "tributary_ledger_shipping_failures_total",
+            "Batches that a ledger elsewhere did not take, by why",
+            ("ledger", "reason"),
+        )
+        self.shipping_success = self._gauge(
+            "tributary_ledger_shipping_success_age_seconds",
+            "Since a ledger elsewhere last held all that it was offered",
+            ("ledger",),
+        )
+        self.shipping_contradicted = self._gauge(
+            "tributary_ledger_shipping_contradicted",
+            "1 while a ledger elsewhere contradicts this log or itself",
+            ("ledger",),
+        )
+        self.witness_failures = self._counter(
+            "tributary_witness_failures_total", "Times that a witness gave no cosignature", ("witness",)
         )
         self.registry.register(_StateCollector(state))
 
@@ -129,6 +152,9 @@ class Metrics:
     def _counter(self, name: str, text: str, labels: tuple[str, ...]) -> Counter:
         return Counter(name, text, labels, registry=self.registry)
 
+    def _gauge(self, name: str, text: str, labels: tuple[str, ...]) -> Gauge:
+        return Gauge(name, text, labels, registry=self.registry)
+
 
 class _StateCollector:
     """Gauges that are read from the database when they are scraped, and so cannot drift from it."""
@@ -148,6 +174,20 @@ class _StateCollector:
         yield GaugeMetricFamily(
             "tributary_adapters_resident", "Adapters the engine holds", value=state.adapters_resident
         )
+        backlog = GaugeMetricFamily(
+            "tributary_ledger_shipping_backlog_entries",
+            "Entries that a ledger elsewhere has not acknowledged",
+            labels=("ledger",),
+        )
+        for ledger, entries in state.shipping_backlog.items():
+            backlog.add_metric((ledger,), entries)
+        yield backlog
+        lag = GaugeMetricFamily(
+            "tributary_witness_lag_entries", "Entries that a witness has not cosigned yet", labels=("witness",)
+        )
+        for witness, entries in state.witness_lag_entries.items():
+            lag.add_metric((witness,), entries)
+        yield lag
 
     def describe(self) -> Iterable[Metric]:
         return []

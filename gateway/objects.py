@@ -57,7 +57,7 @@ def player_shares(inputs: SealedInputs, terms: Terms, scored: Scored | None) -> 
             inside = DocumentTerms(owner=documents[player.id].owner)
         else:
             assert terms.adapter is not None  # noqa: S101 - an adapter plays only where the terms have one
-            inside = AdapterTerms(developer=terms.adapter.developer, datasets=terms.adapter.datasets)
+            inside = terms.adapter.terms
         shares.append(PlayerShare(id=player.id, share_ppm=ppm, terms=inside))
     return shares
 
@@ -105,20 +105,25 @@ def attributed_object(
         "status": "not_applicable" if scored is None else "attributed",
         "surplus_nats": round(scored.explanation.surplus_nats, SCORE_DECIMALS) if scored else 0.0,
         "players": [] if scored is None else _players(inputs, terms, scored),
-        "split": [
-            {
-                "account": line.account,
-                "role": line.role,
-                "kind": line.kind,
-                "id": line.item,
-                "amount_nano": str(line.amount_nano),
-            }
-            for line in lines
-        ],
+        "split": split_object(lines),
         "reason": _reason(scored),
         "estimator": _run(scored).data(),
         "log_index": log_index,
     }
+
+
+def split_object(lines: Sequence[SplitLine]) -> list[dict[str, Any]]:
+    """The split as an attribution object shows it."""
+    return [
+        {
+            "account": line.account,
+            "role": line.role,
+            "kind": line.kind,
+            "id": line.item,
+            "amount_nano": str(line.amount_nano),
+        }
+        for line in lines
+    ]
 
 
 def _players(inputs: SealedInputs, terms: Terms, scored: Scored) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
@@ -20,17 +20,31 @@ import structlog
 
 import attribution
 from gateway import answers, scoring
+from gateway.admission import Admission, touched
 from gateway.answers import AnswerRow, GroundedPassage, SealedInputs, salted_digest
 from gateway.engines import Delta, Engine, EngineError
-from gateway.exchange import Answer, Question
+from gateway.exchange import Answer, Question, TookTooLongError, within
 from gateway.grounding import Message, ground
+from gateway.idempotency import JSON_TYPE, Claim
 from gateway.identifiers import new_id, now
 from gateway.metrics import Metrics
 from gateway.objects import attributed_object, attribution_record, failed_object, pending_object, player_shares
 from gateway.registry import Registry, RegistryError, Terms
 from gateway.scoring import Scored
+from gateway.settings import Limits
 from gateway.transactions import Transactions
-from metering import Books, CommitError, Intent, IntentError, MeteringError, SplitLine, UsageRecord, split
+from metering import (
+    SUSPENSE,
+    Books,
+    CommitError,
+    Expected,
+    IntentError,
+    MeteringError,
+    SplitLine,
+    Transaction,
+    UsageRecord,
+    split,
+)
 from retrieval import Retriever
 
 T = TypeVar("T")
@@ -53,20 +67,24 @@ class Pipeline:
         self,
         *,
         transactions: Transactions,
+        admission: Admission,
         books: Books,
         registry: Registry,
         retriever: Retriever,
         engine: Engine,
         metrics: Metrics,
         estimator: attribution.Estimator,
+        limits: Limits,
     ) -> None:
         self._transactions = transactions
+        self._admission = admission
         self._books = books
         self._registry = registry
         self._retriever = retriever
         self._engine = engine
         self._metrics = metrics
         self._estimator = estimator
+        self._limits = limits
         self._tasks: set[asyncio.Task[Any]] = set()
         self._answering: set[Answer] = set()
         self._attributing: dict[str, asyncio.Task[dict[str, Any]]] = {}
@@ -74,24 +92,35 @@ class Pipeline:
 
     # On the request path.
 
-    async def open(self, caller: str, question: Question) -> Answer:
+    async def open(
+        self, caller: str, question: Question, *, key_id: str | None = None, claim: Claim | None = None
+    ) -> Answer:
         """Admit, ground and render; on return the answer is being generated.
 
-        Raises InsufficientCredit, PromptTooLong or EngineUnavailable, with nothing charged.
+        caller: its account. key_id: the API key whose budget it draws on. claim: of its idempotency key, looked up.
+        Raises InsufficientCredit, BudgetExceeded, RequestInProgressError, PromptTooLong or EngineUnavailable, with
+        nothing charged.
         """
         started_s = time.monotonic()
         request_id = new_id("req")
         structlog.contextvars.bind_contextvars(request_id=request_id)
-        maximum_nano = question.model.price.maximum_nano(self._engine.context_tokens, question.sampling.max_tokens)
-        intent = await self._transactions.commit(
-            "intent", lambda c: self._books.admit(c, caller, maximum_nano, request_id)
+        context_tokens = self._engine.context_tokens
+        intent = await self._admission.admit(
+            caller,
+            request_id,
+            maximum_nano=question.model.price.maximum_nano(context_tokens, question.sampling.max_tokens),
+            maximum_tokens=context_tokens,
+            key_id=key_id,
+            claim=claim,
         )
+        deadline_s = asyncio.get_running_loop().time() + self._limits.answer_s
         try:
-            passages = await self._ground(question)
-            prompt_ids = await self._render(question, passages)
-            stream = self._generate(question, prompt_ids)
+            async with within(deadline_s):
+                passages = await self._ground(question)
+                prompt_ids = await self._render(question, passages)
+                stream = self._generate(question, prompt_ids)
         except BaseException as error:
-            await asyncio.shield(self._spawn(self._void(intent, type(error).__name__)))
+            await asyncio.shield(self._spawn(self._admission.void(intent, type(error).__name__)))
             raise
         answer = Answer(
             request_id=request_id,
@@ -100,7 +129,9 @@ class Pipeline:
             intent=intent,
             passages=passages,
             prompt_ids=prompt_ids,
+            claim=claim,
             started_s=started_s,
+            deadline_s=deadline_s,
         )
         self._answering.add(answer)
         self._spawn(self._carry(answer, stream))
@@ -135,12 +166,15 @@ class Pipeline:
         """Take what is generated, meter it, and only then let the last byte go."""
         failure: Exception | None = None
         try:
-            async with aclosing(stream):
+            async with within(answer.deadline_s), aclosing(stream):
                 async for delta in stream:
                     answer.take(delta)
                     if answer.abandoned:
                         answer.finish_reason = "cancelled"
                         break
+        except TookTooLongError as error:
+            answer.finish_reason = "length"
+            failure = None if answer.answer_ids else error
         except Exception as error:
             log.warning("generation_failed", error=repr(error))
             failure = error
@@ -148,7 +182,7 @@ class Pipeline:
             if failure is None or answer.answer_ids:
                 await self._meter(answer)
             else:
-                await self._void(answer.intent, "engine_error")
+                await self._admission.void(answer.intent, "engine_error")
             answer.end(failure)
         except Exception as error:
             log.exception("metering_failed")
@@ -159,11 +193,12 @@ class Pipeline:
             raise
         finally:
             self._answering.discard(answer)
+            self._admission.ended(answer.request_id)
 
     async def _release(self, answer: Answer) -> None:
-        """Void a request whose usage did not commit. If the ledger is still gone, the next start does it."""
+        """Void a request whose usage did not commit. If the ledger is still gone, the sweeper does it."""
         with suppress(CommitError, IntentError):
-            await self._void(answer.intent, "the usage could not be recorded")
+            await self._admission.void(answer.intent, "the usage could not be recorded")
 
     async def _meter(self, answer: Answer) -> None:
         """Commit usage, charge and the attribution job in one transaction; attribute at once where that was asked."""
@@ -182,22 +217,24 @@ class Pipeline:
         )
         answer.attribution = pending_object(answer.request_id, usage)
 
-        def commit(connection: sa.Connection) -> None:
+        def commit(transaction: Transaction) -> None:
             row = AnswerRow(
                 request_id=answer.request_id,
                 caller=answer.caller,
                 status="pending",
                 created_at=now(),
-                usage_index=self._books.record_usage(connection, answer.intent, usage),
+                usage_index=self._books.record_usage(transaction, answer.intent, usage),
                 record_index=None,
                 attempts=0,
                 salt=salt,
                 inputs=answer.sealed().encode(),
                 attribution=orjson.dumps(answer.attribution),
             )
-            answers.insert(connection, row)
+            answers.insert(transaction, row)
+            if answer.claim is not None and self._limits.replay_hours:
+                answer.claim.keep(transaction, JSON_TYPE, answer.said.encode())
 
-        await self._transactions.commit("usage", commit)
+        await self._transactions.commit("usage", commit, touched(answer.intent, SUSPENSE))
         self._metrics.observe_answer(answer)
         if answer.question.mode == "inline" and not answer.abandoned:
             answer.attribution = await self.attribute(answer.request_id)
@@ -226,9 +263,12 @@ class Pipeline:
                 lambda c: self._registry.terms(c, inputs.policy_index, inputs.adapter_index)
             )
             scored = await scoring.explain(self._engine, inputs, terms.adapter, self._estimator, request_id.encode())
+            documents = await self._transactions.read(lambda c: self._documents(c, inputs))
             lines = split(int(current["charge_nano"]), terms.policy, player_shares(inputs, terms, scored), request_id)
             finished = await self._transactions.commit(
-                "attribution", lambda c: self._record(c, current, inputs, terms, scored, lines)
+                "attribution",
+                lambda t: self._record(t, current, inputs, terms, scored, lines, documents),
+                Expected(accounts=(SUSPENSE, *(line.account for line in lines)), requests=(request_id,)),
             )
         except Exception as error:
             return await self._retry_or_fail(request_id, current, error)
@@ -237,30 +277,35 @@ class Pipeline:
 
     def _record(
         self,
-        connection: sa.Connection,
+        transaction: Transaction,
         current: dict[str, Any],
         inputs: SealedInputs,
         terms: Terms,
         scored: Scored | None,
         lines: Sequence[SplitLine],
+        documents: Mapping[str, int],
     ) -> dict[str, Any]:
         """Post the split, log the record that it follows from, end the job; returns the attribution object."""
         request_id = current["id"]
-        documents = {
+        record = attribution_record(request_id, inputs, terms, scored, lines, documents)
+        index = self._books.record_attribution(transaction, record)
+        finished = attributed_object(current, inputs, terms, scored, lines, index)
+        answers.finish(transaction, request_id, finished["status"], finished, index)
+        return finished
+
+    def _documents(self, connection: sa.Connection, inputs: SealedInputs) -> dict[str, int]:
+        """The log index of the claim that each document's credit rests on."""
+        return {
             p.document: self._registry.document_index(connection, p.document, p.digest, p.owner)
             for p in inputs.passages
         }
-        record = attribution_record(request_id, inputs, terms, scored, lines, documents)
-        index = self._books.record_attribution(connection, record)
-        finished = attributed_object(current, inputs, terms, scored, lines, index)
-        answers.finish(connection, request_id, finished["status"], finished, index)
-        return finished
 
     async def _retry_or_fail(self, request_id: str, current: dict[str, Any], error: Exception) -> dict[str, Any]:
         """Leave the job in the queue, or after the last attempt record why it failed; the money stays in suspense."""
         log.warning("attribution_attempt_failed", request_id=request_id, error=repr(error))
 
-        def note(connection: sa.Connection) -> dict[str, Any]:
+        def note(transaction: Transaction) -> dict[str, Any]:
+            connection = transaction.connection
             row = answers.find(connection, request_id)
             if row.status != "pending":  # the attempt was recorded, and only the news of it was lost
                 recorded: dict[str, Any] = orjson.loads(row.attribution)
@@ -303,9 +348,6 @@ class Pipeline:
             task.cancel()
         while self._tasks:
             await asyncio.wait(self._tasks)
-
-    async def _void(self, intent: Intent, reason: str) -> int:
-        return await self._transactions.commit("void", lambda c: self._books.void(c, intent, reason))
 
     def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Start a task that outlives its caller."""

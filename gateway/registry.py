@@ -7,8 +7,9 @@ equal to the newest one is not made again, so registering twice is harmless and 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from gateway import tables
 from gateway.engines import resident_name
 from gateway.identifiers import now
 from ledger_client import Entry, Log, entry_id
-from metering import AdapterTerms, SplitPolicy
+from metering import AdapterTerms, SplitPolicy, Transaction
 
 SOURCE = "registry"
 SLUG = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -54,6 +55,11 @@ class AdapterClaim:
         """The content-addressed name under which an engine holds it."""
         return resident_name(self.digest)
 
+    @property
+    def terms(self) -> AdapterTerms:
+        """How its part of a split is divided."""
+        return AdapterTerms(developer=self.developer, datasets=self.datasets)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter(AdapterClaim):
@@ -83,7 +89,7 @@ class Registry:
     def __init__(self, log: Log) -> None:
         self._log = log
 
-    def add_contributor(self, connection: sa.Connection, contributor: str, name: str) -> Contributor:
+    def add_contributor(self, transaction: Transaction, contributor: str, name: str) -> Contributor:
         """Register a contributor; the id is theirs for ever."""
         if not SLUG.fullmatch(contributor):
             raise RegistryError(
@@ -91,19 +97,19 @@ class Registry:
             )
         if not 0 < len(name) <= 200:
             raise RegistryError("a contributor's name has 1 to 200 characters")
-        known = _one(connection, tables.contributor, tables.contributor.c.id == contributor)
+        known = _one(transaction.connection, tables.contributor, tables.contributor.c.id == contributor)
         if known is not None and known.name != name:
             raise RegistryError(f"contributor {contributor!r} is registered already, as {known.name!r}")
         if known is not None:
             return Contributor(**known._mapping)
-        index = self._claim(
-            connection,
+        index = _claim(
+            transaction,
             f"contributor:{contributor}",
             "contributor.registered",
             {"contributor": contributor, "name": name},
         )
         row = Contributor(id=contributor, name=name, log_index=index, created_at=now())
-        connection.execute(sa.insert(tables.contributor).values(**vars(row)))
+        transaction.connection.execute(sa.insert(tables.contributor).values(**vars(row)))
         return row
 
     def contributors(self, connection: sa.Connection) -> list[Contributor]:
@@ -113,14 +119,16 @@ class Registry:
 
     def contributor(self, connection: sa.Connection, contributor: str) -> Contributor:
         """One contributor; raises RegistryError when there is none."""
-        row = _one(connection, tables.contributor, tables.contributor.c.id == contributor)
+        row = None
+        if SLUG.fullmatch(contributor):  # a database may refuse what an address can hold, as PostgreSQL does a NUL
+            row = _one(connection, tables.contributor, tables.contributor.c.id == contributor)
         if row is None:
             raise RegistryError(f"there is no contributor {contributor!r}; `tributary contributor add` registers one")
         return Contributor(**row._mapping)
 
     def add_adapter(
         self,
-        connection: sa.Connection,
+        transaction: Transaction,
         *,
         name: str,
         digest: str,
@@ -137,7 +145,7 @@ class Registry:
             )
         AdapterTerms(developer=developer, datasets=tuple(datasets))  # what a split would refuse is refused here
         for contributor in (developer, *(contributor for contributor, _ in datasets)):
-            self.contributor(connection, contributor)
+            self.contributor(transaction.connection, contributor)
         data = {
             "adapter": name,
             "digest": digest,
@@ -146,8 +154,8 @@ class Registry:
             "developer": developer,
             "datasets": [{"contributor": contributor, "weight": weight} for contributor, weight in datasets],
         }
-        index = self._claim(connection, f"adapter:{name}", "adapter.registered", data)
-        connection.execute(sa.delete(tables.adapter).where(tables.adapter.c.name == name))
+        index = _claim(transaction, f"adapter:{name}", "adapter.registered", data)
+        transaction.connection.execute(sa.delete(tables.adapter).where(tables.adapter.c.name == name))
         adapter = Adapter(
             name=name,
             digest=digest,
@@ -158,7 +166,7 @@ class Registry:
             log_index=index,
             created_at=now(),
         )
-        connection.execute(
+        transaction.connection.execute(
             sa.insert(tables.adapter).values(**vars(adapter) | {"path": str(path), "datasets": list(datasets)})
         )
         return adapter
@@ -184,19 +192,20 @@ class Registry:
         return adapter
 
     def register_document(
-        self, connection: sa.Connection, *, document: str, corpus: str, owner: str, licence: str, digest: str
+        self, transaction: Transaction, *, document: str, corpus: str, owner: str, licence: str, digest: str
     ) -> int:
         """Date the claim that a document with this digest is its owner's; returns the log index."""
         data = {"document": document, "corpus": corpus, "owner": owner, "licence": licence, "digest": digest}
-        return self._claim(connection, f"document:{document}", "document.registered", data)
+        return _claim(transaction, f"document:{document}", "document.registered", data)
 
-    def withdraw_document(self, connection: sa.Connection, document: str) -> int:
+    def withdraw_document(self, transaction: Transaction, document: str) -> int:
         """Date a document's withdrawal; returns the log index."""
-        return self._claim(connection, f"document:{document}", "document.withdrawn", {"document": document})
+        return _claim(transaction, f"document:{document}", "document.withdrawn", {"document": document})
 
     def document_index(self, connection: sa.Connection, document: str, digest: str, owner: str) -> int:
         """The log index of the newest registration of a document with this digest by this owner."""
-        for index, entry in reversed(list(self._chain(connection, f"document:{document}"))):
+        find, read = partial(self._log.find, connection), partial(self._log.entry, connection)
+        for index, entry in reversed(list(_chain(find, read, f"document:{document}"))):
             if (entry.data.get("digest"), entry.data.get("owner")) == (digest, owner):
                 return index
         raise RegistryError(f"document {document} with digest {digest} was never registered by {owner}")
@@ -227,26 +236,32 @@ class Registry:
     def _entry(self, connection: sa.Connection, log_index: int) -> Mapping[str, Any]:
         return Entry.decode(self._log.entry(connection, log_index)).data
 
-    def _claim(self, connection: sa.Connection, subject: str, kind: str, data: Mapping[str, Any]) -> int:
-        """Append a claim unless the newest one about the subject says the same."""
-        chain = list(self._chain(connection, subject))
-        if chain and chain[-1][1].type == kind and chain[-1][1].data == data:
-            return chain[-1][0]
-        entry = Entry(
-            id=entry_id(SOURCE, subject, len(chain)),
-            source=SOURCE,
-            type=kind,
-            time=now(),
-            subject=subject,
-            data=dict(data),
-        )
-        return self._log.append(connection, entry).log_index
 
-    def _chain(self, connection: sa.Connection, subject: str) -> Iterator[tuple[int, Entry]]:
-        attempt = 0
-        while (index := self._log.find(connection, entry_id(SOURCE, subject, attempt))) is not None:
-            yield index, Entry.decode(self._log.entry(connection, index))
-            attempt += 1
+def _claim(transaction: Transaction, subject: str, kind: str, data: Mapping[str, Any]) -> int:
+    """Append a claim unless the newest one about the subject says the same."""
+    log = transaction.log
+    chain = list(_chain(log.find, log.entry, subject))
+    if chain and chain[-1][1].type == kind and chain[-1][1].data == data:
+        return chain[-1][0]
+    entry = Entry(
+        id=entry_id(SOURCE, subject, len(chain)),
+        source=SOURCE,
+        type=kind,
+        time=now(),
+        subject=subject,
+        data=dict(data),
+    )
+    return log.append(entry).log_index
+
+
+def _chain(
+    find: Callable[[str], int | None], read: Callable[[int], bytes], subject: str
+) -> Iterator[tuple[int, Entry]]:
+    """Yield the claims about a subject with their log indexes, oldest first."""
+    attempt = 0
+    while (index := find(entry_id(SOURCE, subject, attempt))) is not None:
+        yield index, Entry.decode(read(index))
+        attempt += 1
 
 
 def _one(connection: sa.Connection, table: sa.Table, condition: sa.ColumnElement[bool]) -> sa.Row[Any] | None:

@@ -7,6 +7,7 @@ type, stops start-up with the key's name.
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections import Counter
 from pathlib import Path
@@ -17,7 +18,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from gateway.grounding import DEFAULT_INSTRUCTION
-from metering import Price, SplitPolicy
+from ledger_client import Quorum, Verifier, WitnessVerifier, from_address
+from metering import Price, SettlementTerms, SplitPolicy
 
 ENVIRONMENT_PREFIX = "TRIBUTARY__"
 BASE_MODEL = "smollm2-135m-instruct"
@@ -50,11 +52,44 @@ def _is_price(value: str) -> str:
     return value
 
 
+def _is_verifier_key(value: str) -> str:
+    return Verifier.parse(value).verifier_key
+
+
+def nano_from_usd(value: str) -> int:
+    """Read USD as whole nano-USD. Raises ValueError on a sign, an exponent, or more than nine decimals."""
+    match = re.fullmatch(r"(0|[1-9][0-9]{0,9})(?:\.([0-9]{1,9}))?", value)
+    if match is None:
+        raise ValueError('it must be USD as a string with at most 9 decimals, such as "5.00"')
+    whole, decimals = match.groups()
+    return int(whole) * 10**9 + int((decimals or "").ljust(9, "0"))
+
+
+def _is_usd(value: str) -> str:
+    nano_from_usd(value)
+    return value
+
+
+def _is_address(value: str) -> str:
+    from_address(value)
+    return value
+
+
+def _is_witness_key(value: str) -> str:
+    WitnessVerifier.parse(value)
+    return value
+
+
+UsdAmount = Annotated[str, AfterValidator(_is_usd)]
+EvmAddress = Annotated[str, AfterValidator(_is_address)]
 Name = Annotated[str, _whole(r"[a-z0-9][a-z0-9._-]{0,62}")]
 GatewayId = Annotated[str, _whole(r"[a-z0-9][a-z0-9-]{0,62}")]
 Origin = Annotated[str, _whole(r"[^\s+\x00-\x1f\x7f]{1,255}")]
 DatabaseUrl = Annotated[str, AfterValidator(_is_database)]
 Decimals = Annotated[str, AfterValidator(_is_price)]
+VerifierKey = Annotated[str, AfterValidator(_is_verifier_key)]
+WitnessKey = Annotated[str, AfterValidator(_is_witness_key)]
+HttpUrl = Annotated[str, _whole(r"https?://[^\s/?#@]+(?:/[^\s?#]*)?")]
 
 
 class _Section(BaseModel):
@@ -80,6 +115,23 @@ class LogSection(_Section):
 
     origin: Origin = "tributary.local/log"
     signing_key_file: Path = Path("log.key")
+    quorum: int | None = Field(
+        default=None, ge=1, description="how many witnesses a checkpoint should have; absent, more than half of them"
+    )
+    cosign_interval_s: float = Field(default=5, gt=0, le=3600, description="how often witnesses are asked")
+
+
+class WitnessSection(_Section):
+    """A witness that is asked to cosign the log's checkpoints."""
+
+    name: Name = Field(description="what metrics call it")
+    url: HttpUrl = Field(description="its submission prefix")
+    key: WitnessKey = Field(description="its verifier key")
+
+    @property
+    def verifier(self) -> WitnessVerifier:
+        """The key, read."""
+        return WitnessVerifier.parse(self.key)
 
 
 class EngineSection(_Section):
@@ -110,10 +162,51 @@ class AttributionSection(_Section):
 
 
 class Limits(_Section):
-    """What one request may cost the gateway."""
+    """What one request may cost the gateway, and how long what is left of it is kept."""
 
     body_bytes: int = Field(default=1 << 20, ge=1024)
     default_max_tokens: int = Field(default=128, ge=1)
+    answer_s: float = Field(default=600, gt=0, description="an answer that takes longer ends there, as by max_tokens")
+    intent_s: float = Field(default=900, gt=0, description="what was admitted earlier and has not ended is voided")
+    sweep_s: float = Field(default=30, gt=0, description="how often what is left over is looked for")
+    replay_hours: float = Field(default=24, ge=0, description="responses to keyed requests are kept so long; 0, never")
+
+    @model_validator(mode="after")
+    def _answers_end_before_their_intents(self) -> Self:
+        if self.intent_s <= self.answer_s:
+            raise ValueError("intent_s must be above answer_s, or a gateway would void what another still answers")
+        return self
+
+
+class SettlementSection(_Section):
+    """How a closed month is paid: `tributary settle`."""
+
+    method: Literal["csv", "chain"] = Field(
+        default="csv", description="csv pays everyone by an exported list; chain those who bound an address"
+    )
+    minimum_payout: UsdAmount = Field(default="1.00", description="USD; less is carried forward")
+    token_decimals: int = Field(default=6, ge=0, le=18, description="of the token paid in; dust stays on the account")
+
+
+class ChainSection(_Section):
+    """The distributor contract on an EVM chain; absent, nothing is posted or claimed."""
+
+    rpc_url: str | None = Field(default=None, description="any EVM JSON-RPC endpoint")
+    chain_id: int | None = Field(default=None, ge=1, le=2**53 - 1)
+    contract: EvmAddress | None = Field(default=None, description="the distributor, by EIP-55")
+    key_file: Path | None = Field(default=None, description="the owner's key; absent, TRIBUTARY_CHAIN_KEY is read")
+
+    @property
+    def distributor(self) -> str | None:
+        """The contract, and the chain that it is on, as CAIP-10 names them."""
+        return f"eip155:{self.chain_id}:{self.contract}" if self.contract else None
+
+    @model_validator(mode="after")
+    def _all_or_nothing(self) -> Self:
+        named = [self.rpc_url is not None, self.chain_id is not None, self.contract is not None]
+        if any(named) and not all(named):
+            raise ValueError("rpc_url, chain_id and contract go together")
+        return self
 
 
 class PriceSection(_Section):
@@ -171,6 +264,19 @@ class PolicySection(_Section):
         )
 
 
+class LedgerSection(_Section):
+    """A ledger elsewhere that the log is shipped to."""
+
+    name: Name
+    url: HttpUrl
+    key: VerifierKey = Field(description="the ledger's verifier key, which it prints at its start")
+
+    @property
+    def verifier(self) -> Verifier:
+        """The key, read."""
+        return Verifier.parse(self.key)
+
+
 class Settings(BaseSettings):
     """Everything an operator can set."""
 
@@ -185,8 +291,12 @@ class Settings(BaseSettings):
     retrieval: RetrievalSection = RetrievalSection()
     attribution: AttributionSection = AttributionSection()
     limits: Limits = Limits()
+    settlement: SettlementSection = SettlementSection()
+    chain: ChainSection = ChainSection()
+    witnesses: tuple[WitnessSection, ...] = ()
     models: tuple[ModelSection, ...] = ()
     policies: tuple[PolicySection, ...] = (PolicySection(name="default"),)
+    ledgers: tuple[LedgerSection, ...] = ()
 
     @classmethod
     def settings_customise_sources(
@@ -201,11 +311,30 @@ class Settings(BaseSettings):
         del settings_cls, dotenv_settings, file_secret_settings
         return env_settings, init_settings
 
+    @property
+    def settlement_terms(self) -> SettlementTerms:
+        """How a month is paid, in integers."""
+        settlement = self.settlement
+        return SettlementTerms(
+            method=settlement.method,
+            distributor=self.chain.distributor if settlement.method == "chain" else None,
+            minimum_nano=nano_from_usd(settlement.minimum_payout),
+            token_decimals=settlement.token_decimals,
+        )
+
+    @model_validator(mode="after")
+    def _chain_is_named(self) -> Self:
+        if self.settlement.method == "chain" and self.chain.contract is None:
+            raise ValueError('[settlement] method = "chain" needs a [chain]; `tributary payouts deploy` makes one')
+        return self
+
     @model_validator(mode="after")
     def _names_resolve(self) -> Self:
         for kind, names in (
             ("models", [model.name for model in self.models]),
             ("policies", [policy.name for policy in self.policies]),
+            ("ledgers", [ledger.name for ledger in self.ledgers]),
+            ("witnesses", [witness.name for witness in self.witnesses]),
         ):
             repeated = [name for name, count in Counter(names).items() if count > 1]
             if repeated:
@@ -215,6 +344,31 @@ class Settings(BaseSettings):
             if model.policy not in policies:
                 raise ValueError(f"model {model.name!r} names policy {model.policy!r}, which no [[policies]] defines")
         return self
+
+    @model_validator(mode="after")
+    def _logs_differ(self) -> Self:
+        origins = Counter([self.log.origin, *(ledger.verifier.name for ledger in self.ledgers)])
+        for origin, count in origins.items():
+            if count > 1:
+                raise ValueError(f"{origin!r} names two logs; [log] origin and the keys of [[ledgers]] must differ")
+        return self
+
+    @model_validator(mode="after")
+    def _witnesses_make_the_quorum(self) -> Self:
+        if self.log.quorum is not None and not self.witnesses:
+            raise ValueError("log.quorum asks for witnesses, and no [[witnesses]] names one")
+        _ = self.quorum
+        return self
+
+    @property
+    def quorum(self) -> Quorum | None:
+        """The witnesses, and how many a checkpoint should have; None where there are none."""
+        witnesses = tuple(witness.verifier for witness in self.witnesses)
+        if not witnesses:
+            return None
+        if self.log.quorum is None:
+            return Quorum.majority(witnesses)
+        return Quorum(witnesses=witnesses, count=self.log.quorum)
 
     @model_validator(mode="after")
     def _bases_are_run(self) -> Self:
@@ -274,11 +428,12 @@ def _anchored(settings: Settings, folder: Path) -> Settings:
     url = sa.make_url(settings.database.url)
     if url.get_backend_name() == "sqlite" and url.database:
         url = url.set(database=str(folder / url.database))
-    model = settings.engine.model
+    model, chain_key = settings.engine.model, settings.chain.key_file
     changes: dict[str, dict[str, object]] = {
         "database": {"url": url.render_as_string(hide_password=False)},
         "log": {"signing_key_file": folder / settings.log.signing_key_file},
         "engine": {"model": model and folder / model},
+        "chain": {"key_file": chain_key and folder / chain_key},
         "retrieval": {"index_file": folder / settings.retrieval.index_file},
     }
     sections = {name: getattr(settings, name).model_copy(update=change) for name, change in changes.items()}

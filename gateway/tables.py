@@ -65,4 +65,30 @@ answer = sa.Table(
     sa.Index("answer_by_status", "status", "created_at"),
 )
 
+# What an Idempotency-Key of a caller stands for, for ever. The response is kept until `[limits] replay_hours` are over;
+# after that a repeat is told that the request was answered, and where its receipt is.
+idempotency = sa.Table(
+    "idempotency",
+    metadata,
+    sa.Column("account", sa.String(128), primary_key=True),
+    sa.Column("key_digest", sa.String(64), primary_key=True),
+    sa.Column("body_digest", sa.String(64), nullable=False),
+    sa.Column("request_id", sa.String(40), nullable=False),
+    sa.Column("created_at", sa.String(32), nullable=False),
+    sa.Column("media_type", sa.String(64)),
+    sa.Column("response", sa.LargeBinary),
+)
+_is_kept = idempotency.c.response.is_not(None)
+sa.Index("idempotency_kept", idempotency.c.created_at, sqlite_where=_is_kept, postgresql_where=_is_kept)
+
+# What callers wrote with a rating. The log holds a digest; the salt opens it to whoever has the text.
+feedback_comment = sa.Table(
+    "feedback_comment",
+    metadata,
+    sa.Column("log_index", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("request_id", sa.String(40), nullable=False),
+    sa.Column("salt", sa.LargeBinary(32), nullable=False),
+    sa.Column("comment", sa.Text, nullable=False),
+)
+
 ALL_METADATA = [ledger_client.metadata, metering.metadata, retrieval.metadata, metadata]

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TypeVar
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
+import structlog
 
 from gateway.database import Database, DatabaseError
 from gateway.metrics import Metrics
+from gateway.published import DatabaseReads
 from ledger_client import Log, Signer
-from metering import Committer
+from metering import Committer, Expected, Transaction
 
 T = TypeVar("T")
+log = structlog.get_logger(__name__)
+
+
+class DatabaseUnavailableError(RuntimeError):
+    """The database does not answer now; asking again later is worth it."""
 
 
 def require_signer(database: Database, ledger: Log, signer: Signer, origin: str) -> None:
@@ -26,31 +36,68 @@ def require_signer(database: Database, ledger: Log, signer: Signer, origin: str)
 
 
 @contextmanager
-def ledger_write(database: Database, ledger: Log) -> Iterator[sa.Connection]:
-    """A write transaction that holds the log's head from its start, as every writer must on a server database."""
+def ledger_write(database: Database, ledger: Log) -> Iterator[Transaction]:
+    """A transaction on the books, sealed and committed on a clean exit."""
     with database.write() as connection:
-        ledger.lock(connection)
-        yield connection
+        transaction = Transaction(connection, ledger)
+        yield transaction
+        transaction.seal()
 
 
-class Transactions:
+class Transactions(DatabaseReads):
     """How asynchronous code reads and writes."""
 
     def __init__(self, database: Database, committer: Committer, metrics: Metrics) -> None:
-        self._database = database
+        super().__init__(database)
+        self.dialect = database.engine.dialect.name
         self._committer = committer
         self._metrics = metrics
+        self._done: deque[Callable[[], None]] = deque()
+        self._reading: set[asyncio.Task[Any]] = set()
 
     async def read(self, query: Callable[[sa.Connection], T]) -> T:
-        """Run a query in a read transaction of its own."""
+        """Run a query in a read transaction of its own. Raises DatabaseUnavailableError."""
+        reading = asyncio.create_task(super().read(query))
+        self._reading.add(reading)
+        reading.add_done_callback(self._reading.discard)
+        try:
+            return await asyncio.shield(reading)
+        except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError) as error:
+            log.warning("database_unavailable", error=str(getattr(error, "orig", error)))
+            raise DatabaseUnavailableError("the database does not answer; try again later") from None
 
-        def run() -> T:
-            with self._database.read() as connection:
-                return query(connection)
+    async def close(self) -> None:
+        """Return when every query has ended; one whose caller has gone would outlive the database otherwise."""
+        while self._reading:
+            await asyncio.wait(self._reading)
 
-        return await asyncio.to_thread(run)
+    async def commit(self, record: str, work: Callable[[Transaction], T], *expected: Expected) -> T:
+        """Run work in a transaction; returns when it is durable. record: what is written, a label of the metric.
 
-    async def commit(self, record: str, work: Callable[[sa.Connection], T]) -> T:
-        """Run work in a transaction; returns when it is durable. record: what is written, a label of the metric."""
+        The work may be run more than once and must have no effect but through the transaction.
+        """
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[T] = loop.create_future()
         with self._metrics.commit_seconds.labels(record).time():
-            return await asyncio.wrap_future(self._committer.submit(work))
+            self._committer.submit(work, *expected).add_done_callback(partial(self._resolve, loop, waiter))
+            return await waiter
+
+    def _resolve(self, loop: asyncio.AbstractEventLoop, waiter: asyncio.Future[T], done: Future[T]) -> None:
+        """Have the loop wake a caller. What one database transaction acknowledges wakes it once."""
+        self._done.append(partial(_settle, waiter, done))
+        if len(self._done) == 1:
+            with suppress(RuntimeError):  # the loop is closed, and nobody waits
+                loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        while self._done:
+            self._done.popleft()()
+
+
+def _settle(waiter: asyncio.Future[T], done: Future[T]) -> None:
+    if waiter.cancelled():
+        return
+    if error := done.exception():
+        waiter.set_exception(error)
+    else:
+        waiter.set_result(done.result())

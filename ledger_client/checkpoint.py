@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
-import stat
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from ledger_client.forms import MAX_COUNT, from_base64, from_decimal, to_base64
+from ledger_client.keys import (
+    NOTE_KEY,
+    check_key_name,
+    format_signing_key,
+    format_verifier_key,
+    key_id,
+    load_key,
+    parse_signing_key,
+    parse_verifier_key,
+    save_key,
+)
 from ledger_client.merkle import HASH_BYTES
 
-_ED25519 = b"\x01"  # the signature type that signed-note assigns to it
 _MAX_NOTE_CHARACTERS = 65_536
 _NO_TEXT = re.compile(r"[\x00-\x1f\ud800-\udfff]")  # control characters, and what UTF-8 cannot carry
-_KEY_NAME = re.compile(r"[^\s+\x00-\x1f\ud800-\udfff]{1,255}")
 _SIGNATURE = re.compile(r"— ([^\s+]+) (\S+)")
-_VERIFIER_KEY = re.compile(r"([^\s+]+)\+([0-9a-f]{8})\+(\S+)")
-_SIGNING_KEY = re.compile(r"PRIVATE\+KEY\+([^\s+]+)\+([0-9a-f]{8})\+(\S+)")
 
 
 class CheckpointError(ValueError):
     """A checkpoint that is malformed, or that the expected key did not sign."""
-
-
-class KeyFileError(ValueError):
-    """A signing or verifier key that cannot be used. The message never holds key material."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +73,10 @@ class NoteSignature:
     key_id: bytes
     signature: bytes
 
+    def format(self) -> str:
+        """Return the line, with its newline."""
+        return f"— {self.key_name} {to_base64(self.key_id + self.signature)}\n"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Note:
@@ -90,6 +95,10 @@ class Note:
             raise CheckpointError("a note is lines of text, a blank line, and signature lines, each with its newline")
         return cls(text=text + "\n", signatures=tuple(map(_parse_signature, signatures[:-1].split("\n"))))
 
+    def signatures_by(self, key_name: str, key_id: bytes) -> list[NoteSignature]:
+        """Return the lines that say they are by a key."""
+        return [line for line in self.signatures if (line.key_name, line.key_id) == (key_name, key_id)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Verifier:
@@ -99,30 +108,27 @@ class Verifier:
     key: Ed25519PublicKey = field(repr=False)
 
     def __post_init__(self) -> None:
-        _check_key_name(self.name)
+        check_key_name(self.name)
 
-    @property
+    @cached_property
     def key_id(self) -> bytes:
         """The four bytes that name this key in a signature line."""
-        return _key_id(self.name, self.key.public_bytes_raw())
+        return key_id(NOTE_KEY, self.name, self.key)
 
     @property
     def verifier_key(self) -> str:
         """The key as `name+hex+base64`, the form to publish."""
-        return f"{self.name}+{self.key_id.hex()}+{to_base64(_ED25519 + self.key.public_bytes_raw())}"
+        return format_verifier_key(NOTE_KEY, self.name, self.key)
 
     @classmethod
     def parse(cls, verifier_key: str) -> Verifier:
         """Read `name+hex+base64`. Raises KeyFileError when it is malformed or its parts contradict each other."""
-        name, raw = _parse_key(_VERIFIER_KEY, verifier_key, "a verifier key is name+hex+base64")
-        verifier = cls(name=name, key=Ed25519PublicKey.from_public_bytes(raw))
-        if verifier.verifier_key != verifier_key:
-            raise KeyFileError("the verifier key's id does not belong to its name and key")
-        return verifier
+        name, key = parse_verifier_key(NOTE_KEY, verifier_key)
+        return cls(name=name, key=key)
 
     def signatures_of(self, note: Note) -> list[bytes]:
         """Return the signatures that say they are by this key. Other keys' are none of our business."""
-        return [line.signature for line in note.signatures if (line.key_name, line.key_id) == (self.name, self.key_id)]
+        return [line.signature for line in note.signatures_by(self.name, self.key_id)]
 
     def verify(self, note: Note) -> None:
         """Raise CheckpointError unless this key signed the note, and every signature said to be by it is good."""
@@ -153,14 +159,14 @@ class Signer:
     key: Ed25519PrivateKey = field(repr=False)
 
     def __post_init__(self) -> None:
-        _check_key_name(self.name)
+        check_key_name(self.name)
 
     @classmethod
     def generate(cls, name: str) -> Signer:
         """Make a new key."""
         return cls(name=name, key=Ed25519PrivateKey.generate())
 
-    @property
+    @cached_property
     def verifier(self) -> Verifier:
         """The public half."""
         return Verifier(name=self.name, key=self.key.public_key())
@@ -178,71 +184,25 @@ class Signer:
 
     def sign_text(self, text: str) -> str:
         """Return any text that ends in a newline as a signed note."""
-        signature = to_base64(self.verifier.key_id + self.key.sign(text.encode()))
-        return f"{text}\n— {self.name} {signature}\n"
+        signature = NoteSignature(
+            key_name=self.name, key_id=self.verifier.key_id, signature=self.key.sign(text.encode())
+        )
+        return f"{text}\n{signature.format()}"
 
     @classmethod
     def parse(cls, signing_key: str) -> Signer:
         """Read `PRIVATE+KEY+name+hex+base64`. Raises KeyFileError."""
-        name, raw = _parse_key(_SIGNING_KEY, signing_key, "a signing key is PRIVATE+KEY+name+hex+base64")
-        signer = cls(name=name, key=Ed25519PrivateKey.from_private_bytes(raw))
-        if signer._format() != signing_key:
-            raise KeyFileError("the signing key's id does not belong to its name and key")
-        return signer
+        name, key = parse_signing_key(NOTE_KEY, signing_key)
+        return cls(name=name, key=key)
 
     def save(self, path: Path) -> None:
         """Write the key to a new file that only its owner may read. Raises FileExistsError rather than replace one."""
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(self._format() + "\n")
-            file.flush()
-            os.fsync(descriptor)
+        save_key(path, format_signing_key(NOTE_KEY, self.name, self.key))
 
     @classmethod
     def load(cls, path: Path) -> Signer:
-        """Read a key file that `save` wrote. Raises KeyFileError when others may read it too, or it holds no key.
-
-        A file that is not there is a KeyFileError as well.
-        """
-        try:
-            file = path.open(encoding="utf-8")
-        except FileNotFoundError:
-            raise KeyFileError(f"there is no signing key at {path}") from None
-        with file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            if mode & 0o077:
-                raise KeyFileError(f"others may read the signing key {path} (mode {mode:04o}): chmod 600 {path}")
-            try:
-                return cls.parse(file.read(4096).removesuffix("\n"))
-            except ValueError as error:
-                raise KeyFileError(f"{path} holds no signing key: {error}") from error
-
-    def _format(self) -> str:
-        secret = to_base64(_ED25519 + self.key.private_bytes_raw())
-        return f"PRIVATE+KEY+{self.name}+{self.verifier.key_id.hex()}+{secret}"
-
-
-def _check_key_name(name: str) -> None:
-    if not _KEY_NAME.fullmatch(name):
-        raise KeyFileError(f"a key name is 1 to 255 characters without spaces and plus signs; it is {name!r}")
-
-
-def _key_id(name: str, public_key: bytes) -> bytes:
-    return hashlib.sha256(name.encode() + b"\n" + _ED25519 + public_key).digest()[:4]
-
-
-def _parse_key(form: re.Pattern[str], text: str, expected: str) -> tuple[str, bytes]:
-    """Return the name and the 32 bytes of a key in text form; its id is for the caller to compare."""
-    match = form.fullmatch(text)
-    if not match:
-        raise KeyFileError(expected)
-    try:
-        raw = from_base64(match[3])
-    except ValueError as error:
-        raise KeyFileError(f"{expected}; the last part is not base64") from error
-    if len(raw) != 33 or raw[:1] != _ED25519:
-        raise KeyFileError("a key is of type Ed25519: a byte 0x01, then 32 bytes")
-    return match[1], raw[1:]
+        """Read a key file that `save` wrote. Raises KeyFileError when others may read it too, or it holds no key."""
+        return load_key(path, cls.parse)
 
 
 def _parse_signature(line: str) -> NoteSignature:

@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeAlias
 
+import orjson
 import rfc8785
 
 JSON: TypeAlias = bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"] | None
 
+RECEIVED = "entry.received"  # holds an entry of another log; see `ledger_client.received`
 ENTRY_TYPES = frozenset(
     {
         "contributor.registered",
@@ -26,16 +28,38 @@ ENTRY_TYPES = frozenset(
         "usage.recorded",
         "request.voided",
         "answer.attributed",
+        "answer.superseded",
+        "feedback.recorded",
+        "address.bound",
+        "payout.recorded",
+        "period.closed",
+        RECEIVED,
     }
 )
 
 MAX_ENTRY_BYTES = 65_535  # an entry bundle prefixes each entry with its length in two bytes
+MAX_FACT_BYTES = 63_487  # of all but `entry.received`, which takes at most 2 KiB more than the entry in it
 
 _ENVELOPE = frozenset({"specversion", "id", "source", "type", "time", "subject", "data"})
 _ID = re.compile(r"[0-9a-f]{64}")
 _SOURCE = re.compile(r"[!-~]{1,255}")
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?Z")
 _MAX_SAFE_INTEGER = 2**53 - 1
+
+# orjson sorts keys by code point where RFC 8785 sorts them by UTF-16 unit; only beyond the BMP do the two differ. Of
+# numbers it writes whole floats with `.0` and uses exponents elsewhere. What the patterns find may be in a string.
+_FAST = (
+    orjson.OPT_SORT_KEYS
+    | orjson.OPT_STRICT_INTEGER
+    | orjson.OPT_PASSTHROUGH_SUBCLASS
+    | orjson.OPT_PASSTHROUGH_DATACLASS
+    | orjson.OPT_PASSTHROUGH_DATETIME
+)
+_BEYOND_BMP = re.compile(rb"[\xf0-\xf4]")
+_EXPONENT = re.compile(rb"e[+-]?[0-9]{1,3}[,\]}]")
+_POINT_ZERO = re.compile(rb"\.0(?<![0-9]{16}\.0)(?=[,\]}])")  # of numbers that stay safe as whole ones
+_UNSAFE = re.compile(rb"\.0[,\]}]")
+_MINUS_ZERO = re.compile(rb"-0(?=[,\]}])")
 
 
 class EntryError(ValueError):
@@ -49,7 +73,8 @@ class Entry:
     id: 64 lowercase hex digits, from `entry_id`. source: who states the fact, printable ASCII without spaces.
     type: one of ENTRY_TYPES. time: RFC 3339 in UTC, ending in Z. subject: what the fact is about, printable.
     data: a JSON object whose numbers stay within ±(2^53 − 1); amounts are therefore decimal strings.
-    Raises EntryError, saying which part is wrong, also when the encoding is longer than MAX_ENTRY_BYTES.
+    Raises EntryError, saying which part is wrong, also when the encoding is longer than MAX_FACT_BYTES, or than
+    MAX_ENTRY_BYTES where it holds an entry of another log.
     """
 
     id: str
@@ -62,7 +87,7 @@ class Entry:
 
     def __post_init__(self) -> None:
         _check_attributes(self)
-        raw = _canonical(
+        raw, read = _canonical(
             {
                 "specversion": "1.0",
                 "id": self.id,
@@ -73,11 +98,10 @@ class Entry:
                 "data": self.data,
             }
         )
-        if len(raw) > MAX_ENTRY_BYTES:
-            raise EntryError(f"an entry may take {MAX_ENTRY_BYTES} bytes; this one takes {len(raw)}")
+        _check_length(self.type, raw)
         object.__setattr__(self, "_raw", raw)
         # Data is read back, so that it is what any reader of the bytes sees and no one else holds a reference to it.
-        object.__setattr__(self, "data", _parse(raw)["data"])
+        object.__setattr__(self, "data", read["data"])
 
     def encode(self) -> bytes:
         """Return the canonical bytes, the leaf of the log."""
@@ -88,14 +112,28 @@ class Entry:
         """Read an entry back; `Entry.decode(entry.encode()) == entry`. Raises EntryError on any other bytes."""
         if len(raw) > MAX_ENTRY_BYTES:
             raise EntryError(f"an entry may take {MAX_ENTRY_BYTES} bytes; these are {len(raw)}")
-        envelope = _parse(raw)
+        envelope = _read_back(raw)
         if not isinstance(envelope, dict) or envelope.keys() != _ENVELOPE:
             raise EntryError(f"an entry is a JSON object with exactly the members {', '.join(sorted(_ENVELOPE))}")
         if envelope.pop("specversion") != "1.0":
             raise EntryError("an entry is a CloudEvent of specversion 1.0")
-        entry = cls(**envelope)
-        if entry.encode() != raw:
-            raise EntryError("the bytes are not canonical JSON (RFC 8785)")
+        # The bytes are canonical and nobody else holds the envelope, so there is nothing to encode or to copy again.
+        entry = object.__new__(cls)
+        entry.__dict__.update(envelope, _raw=raw)
+        _check_attributes(entry)
+        _check_length(entry.type, raw)
+        return entry
+
+    @classmethod
+    def read_again(cls, raw: bytes) -> Entry:
+        """Read bytes that `decode` has accepted already, without checking any of it again."""
+        try:
+            envelope = orjson.loads(raw)
+        except ValueError:
+            envelope = _parse(raw)
+        del envelope["specversion"]
+        entry = object.__new__(cls)
+        entry.__dict__.update(envelope, _raw=raw)
         return entry
 
 
@@ -112,9 +150,9 @@ def entry_id(source: str, key: str, attempt: int = 0) -> str:
 
 def _check_attributes(entry: Entry) -> None:
     """Check everything but the numbers and strings inside data, which the encoder checks."""
-    for name in ("id", "source", "type", "time", "subject"):
-        if not isinstance(getattr(entry, name), str):
-            raise EntryError(f"{name} must be a string")
+    for value in (entry.id, entry.source, entry.type, entry.time, entry.subject):
+        if not isinstance(value, str):
+            raise EntryError(f"id, source, type, time and subject must be strings, not {value!r:.40}")
     if not _ID.fullmatch(entry.id):
         raise EntryError("id must be 64 lowercase hex digits")
     if not _SOURCE.fullmatch(entry.source):
@@ -129,6 +167,12 @@ def _check_attributes(entry: Entry) -> None:
         raise EntryError("data must be a JSON object")
 
 
+def _check_length(kind: str, raw: bytes) -> None:
+    longest = MAX_ENTRY_BYTES if kind == RECEIVED else MAX_FACT_BYTES
+    if len(raw) > longest:
+        raise EntryError(f"an entry may take {longest} bytes; this one takes {len(raw)}")
+
+
 def _is_date(time: str) -> bool:
     try:
         datetime.fromisoformat(time)
@@ -137,14 +181,57 @@ def _is_date(time: str) -> bool:
     return True
 
 
-def _canonical(value: Any) -> bytes:
+def _canonical(value: dict[str, Any]) -> tuple[bytes, Any]:
+    """Return the canonical bytes of an object, and what a reader of them sees."""
+    return _fast(value) or _exact(value)
+
+
+def _fast(value: dict[str, Any]) -> tuple[bytes, Any] | None:
+    """Write with orjson; None where that is not certain to be what RFC 8785 says.
+
+    The text that results has sorted keys and canonical numbers, so it is the canonical one of whatever it is read back
+    as; and that is the value given, or nothing is returned.
+    """
     try:
-        return bytes(rfc8785.dumps(value))
+        raw = orjson.dumps(value, option=_FAST)
+        if _POINT_ZERO.search(raw):
+            raw = _MINUS_ZERO.sub(b"0", _POINT_ZERO.sub(b"", raw))
+        read = orjson.loads(raw)
+        same = read == value
+    except (TypeError, ValueError, RecursionError):
+        return None
+    return (raw, read) if same and _is_plain(raw) else None
+
+
+def _read_back(raw: bytes) -> Any:
+    """Return what canonical bytes say. Raises EntryError on any others."""
+    try:
+        read = orjson.loads(raw)
+        if orjson.dumps(read, option=_FAST) == raw and _is_plain(raw):
+            return read
+    except (TypeError, ValueError):
+        pass  # the exact encoder says what is wrong, or writes what only it can
+    read = _parse(raw)
+    if _exact(read)[0] != raw:
+        raise EntryError("the bytes are not canonical JSON (RFC 8785)")
+    return read
+
+
+def _is_plain(raw: bytes) -> bool:
+    """Whether RFC 8785 writes keys and numbers as orjson wrote them here."""
+    return not (_UNSAFE.search(raw) or _EXPONENT.search(raw)) and (raw.isascii() or not _BEYOND_BMP.search(raw))
+
+
+def _exact(value: Any) -> tuple[bytes, Any]:
+    try:
+        raw = bytes(rfc8785.dumps(value))
     except (ValueError, RecursionError) as error:
         raise EntryError(f"data cannot be written as canonical JSON: {error}") from error
+    return raw, _parse(raw)
 
 
 def _parse(raw: bytes) -> Any:
+    """Read any JSON whose whole numbers are safe; what is not canonical in it is found by writing it again."""
     try:
         return json.loads(raw.decode("utf-8"), parse_int=_integer)
     except (ValueError, RecursionError) as error:

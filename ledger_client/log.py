@@ -1,181 +1,47 @@
-"""The log in a database: entries in order, the tree over them, and every checkpoint ever signed.
+"""The log in a database, as its readers see it: entries in order, the tree over them, and every checkpoint ever signed.
 
-A database transaction appends any number of entries and then seals them once; until then they are not in the tree. So
-an append is one row, and a savepoint that is rolled back takes its entries with it and leaves nothing else to undo.
+Everything that is committed is sealed. Writing is a `Draft`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from sqlalchemy import (
-    BigInteger,
-    Column,
-    ColumnElement,
-    Connection,
-    Integer,
-    LargeBinary,
-    MetaData,
-    Row,
-    String,
-    Table,
-    Text,
-    UniqueConstraint,
-    bindparam,
-    func,
-    insert,
-    select,
-    update,
-)
+from sqlalchemy import Column, ColumnElement, Connection, Row, func, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from ledger_client.checkpoint import Checkpoint, Signer
-from ledger_client.entries import Entry
-from ledger_client.merkle import EMPTY_ROOT, Frontier, HashAt, consistency_path, inclusion_path, leaf_hash
+from ledger_client.cosignature import Cosignature, Quorum, WitnessVerifier
+from ledger_client.draft import Draft, LogError, NotInLog
+from ledger_client.merkle import EMPTY_ROOT, Frontier, HashAt, consistency_path, frontier_at, inclusion_path
 from ledger_client.receipt import Receipt
-from ledger_client.tiles import TILE_HEIGHT, TILE_WIDTH, Tile, hashes_from_tiles, pack_bundle, row_width
+from ledger_client.tables import log_checkpoint, log_cosignature, log_entry, log_hash, log_head
+from ledger_client.tiles import TILE_WIDTH, Tile, hashes_from_tiles, pack_bundle, row_width
 
-metadata = MetaData()
-
-_Count = BigInteger().with_variant(Integer, "sqlite")  # only INTEGER makes SQLite's rowid the primary key
-
-# One row, the fence: who appends holds it until the end of the database transaction. It lags behind log_entry
-# inside a transaction that has not sealed yet.
-log_head = Table(
-    "log_head",
-    metadata,
-    Column("id", Integer, primary_key=True, autoincrement=False),
-    Column("size", _Count, nullable=False),
-    Column("frontier", LargeBinary, nullable=False),
-)
-log_entry = Table(
-    "log_entry",
-    metadata,
-    Column("log_index", _Count, primary_key=True, autoincrement=False),
-    Column("entry_id", String(64), nullable=False),
-    Column("leaf_hash", LargeBinary, nullable=False),
-    Column("entry", LargeBinary, nullable=False),
-    UniqueConstraint("entry_id", name="log_entry_entry_id_key"),
-)
-# The hashes of tile levels 1 and up; those of level 0 are log_entry.leaf_hash.
-log_hash = Table(
-    "log_hash",
-    metadata,
-    Column("level", Integer, primary_key=True, autoincrement=False),
-    Column("number", _Count, primary_key=True, autoincrement=False),
-    Column("hash", LargeBinary, nullable=False),
-)
-log_checkpoint = Table(
-    "log_checkpoint",
-    metadata,
-    Column("size", _Count, primary_key=True, autoincrement=False),
-    Column("note", Text, nullable=False),
-)
-
-_HEAD_ID = 1
 _PAGE_ROWS = 512
-
-# The statements of an append, built once: SQLAlchemy takes longer to build one than SQLite to run it.
-_LOCK_HEAD = select(log_head.c.size, log_head.c.frontier).where(log_head.c.id == _HEAD_ID).with_for_update()
-_FIND = select(log_entry.c.log_index, log_entry.c.entry).where(log_entry.c.entry_id == bindparam("entry_id"))
-_APPEND = (
-    insert(log_entry)
-    .values(log_index=select(func.coalesce(func.max(log_entry.c.log_index) + 1, 0)).scalar_subquery())
-    .returning(log_entry.c.log_index)
-)
-
-
-class LogError(Exception):
-    """The log as stored contradicts itself; `fsck` says where."""
-
-
-class NotInLog(LookupError):  # noqa: N818 - errors here say what is so
-    """An index, a tile or a bundle beyond the log as sealed."""
-
-
-class EntryConflict(ValueError):  # noqa: N818
-    """An entry id that is already in the log, at `log_index`, with other bytes."""
-
-    def __init__(self, log_index: int) -> None:
-        super().__init__(f"the log has another entry under this id, at log index {log_index}")
-        self.log_index = log_index
-
-
-@dataclass(frozen=True, kw_only=True)
-class Appended:
-    """Where an entry stands. created is False when the same bytes were there before."""
-
-    log_index: int
-    entry: Entry
-    created: bool
 
 
 class Log:
     """One log in one database. Every method takes the caller's connection, and none commits.
 
-    Those that write want a database transaction that excludes other writers from its start where the database has no
-    row locks: on SQLite, BEGIN IMMEDIATE. Elsewhere the head row is locked by the first append, at READ COMMITTED.
+    quorum: the witnesses whose cosignatures are handed out, and how many of them a checkpoint should have.
     """
 
-    def __init__(self, signer: Signer) -> None:
+    def __init__(self, signer: Signer, quorum: Quorum | None = None) -> None:
         self._signer = signer
+        self._quorum = quorum
 
-    def lock(self, connection: Connection) -> None:
-        """Exclude other writers until the transaction ends. Call it first where a transaction writes other rows too.
+    @property
+    def origin(self) -> str:
+        """The log's name."""
+        return self._signer.name
 
-        Writers that take the log's head before anything else cannot deadlock. SQLite's BEGIN IMMEDIATE has done it.
-        """
-        _lock_head(connection)
-
-    def append(self, connection: Connection, entry: Entry) -> Appended:
-        """Add an entry, or find it: the same id with the same bytes is the same entry for ever.
-
-        Raises EntryConflict when the id is in the log with other bytes. Call `seal` before the commit.
-        """
-        head = _lock_head(connection)
-        raw = entry.encode()
-        stored = connection.execute(_FIND, {"entry_id": entry.id}).one_or_none()
-        if stored:
-            if stored.entry != raw:
-                raise EntryConflict(stored.log_index)
-            return Appended(log_index=stored.log_index, entry=entry, created=False)
-        row = {"entry_id": entry.id, "leaf_hash": leaf_hash(raw), "entry": raw}
-        log_index = connection.execute(_APPEND, row).scalar_one()
-        if log_index < head.size:
-            raise LogError(f"the log was sealed with {head.size} entries, but ends before entry {log_index}")
-        return Appended(log_index=log_index, entry=entry, created=True)
-
-    def seal(self, connection: Connection) -> str | None:
-        """Put what was appended into the tree, and sign and store its head. Returns the note, None when nothing is new.
-
-        Call it once, before the database transaction commits. What one transaction leaves unsealed, the next seals.
-        """
-        head = _lock_head(connection)
-        frontier = Frontier.decode(head.size, head.frontier)
-        completed = []
-        for row in entry_rows(connection, head.size, log_entry.c.leaf_hash):
-            if row.log_index != frontier.size:
-                raise LogError(f"the log has no entry {frontier.size}, but has entry {row.log_index}")
-            if (frontier.size + 1) % TILE_WIDTH == 0:
-                chain = frontier.completed_by(row.leaf_hash)
-                completed += [
-                    {"level": height // TILE_HEIGHT, "number": frontier.size >> height, "hash": chain[height]}
-                    for height in range(TILE_HEIGHT, len(chain), TILE_HEIGHT)
-                ]
-            frontier = frontier.append(row.leaf_hash)
-        if frontier.size == head.size:
-            return None
-        note = self._signer.sign(Checkpoint(origin=self._signer.name, size=frontier.size, root=frontier.root()))
-        if completed:
-            connection.execute(insert(log_hash), completed)
-        connection.execute(insert(log_checkpoint).values(size=frontier.size, note=note))
-        connection.execute(
-            update(log_head).where(log_head.c.id == _HEAD_ID).values(size=frontier.size, frontier=frontier.encode())
-        )
-        return note
+    def draft(self, connection: Connection) -> Draft:
+        """Begin to write: take the log's head, and hold it until the database transaction ends."""
+        return Draft(connection, self._signer)
 
     def checkpoint(self, connection: Connection) -> str:
         """Return the latest signed checkpoint; of a log that is still empty, that of the empty tree."""
@@ -183,6 +49,78 @@ class Log:
         if latest is None:
             return self._signer.sign(Checkpoint(origin=self._signer.name, size=0, root=EMPTY_ROOT))
         return str(latest.note)
+
+    def checkpoint_at(self, connection: Connection, size: int) -> str:
+        """Return the signed checkpoint of the first `size` entries: the one of their commit or, inside one, a new one.
+
+        Any prefix of the log may be signed for, since it is consistent with every checkpoint there is or will be.
+        Raises NotInLog past the sealed head.
+        """
+        note: str | None = connection.scalar(select(log_checkpoint.c.note).where(log_checkpoint.c.size == size))
+        if note is not None:
+            return note
+        root = self.frontier(connection, size).root()
+        return self._signer.sign(Checkpoint(origin=self._signer.name, size=size, root=root))
+
+    def frontier(self, connection: Connection, size: int) -> Frontier:
+        """Return the frontier that the tree had at this size. Raises NotInLog past the sealed head."""
+        if not 0 <= size <= (sealed := _sealed_size(connection)):
+            raise NotInLog(f"the log as sealed has {sealed} entries, and no tree of {size}")
+        return frontier_at(size, self._hash_at(connection, size))
+
+    def checkpoint_over(self, connection: Connection, log_index: int) -> str:
+        """Return the first checkpoint that covers an entry. Raises NotInLog while there is none."""
+        covering = select(log_checkpoint.c.note).where(log_checkpoint.c.size > log_index)
+        note: str | None = connection.scalar(covering.order_by(log_checkpoint.c.size).limit(1))
+        if note is None:
+            raise NotInLog(f"no checkpoint covers entry {log_index}")
+        return note
+
+    def published(self, connection: Connection) -> str:
+        """Return the newest checkpoint that the quorum has cosigned, else the newest, with what cosignatures it has.
+
+        Who asks for a quorum can use no other one, and a log that is written to has a newest one that no witness has
+        seen yet; but where witnesses are gone or never were, the newest is better than none.
+        """
+        latest = _latest_checkpoint(connection)
+        if latest is None:
+            return self.checkpoint(connection)
+        return self._with_cosignatures(connection, self._witnessed(connection, 0) or latest)
+
+    def add_cosignature(
+        self, connection: Connection, size: int, witness: WitnessVerifier, cosignature: Cosignature
+    ) -> None:
+        """Keep a witness's cosignature of the checkpoint of this size. Of several by one key the first one stays."""
+        row = {"size": size, "witness": witness.identity, "line": cosignature.line}
+        with suppress(IntegrityError), connection.begin_nested():
+            connection.execute(insert(log_cosignature).values(row))
+
+    def cosigned_size(self, connection: Connection, witness: WitnessVerifier) -> int:
+        """Return the size of the largest checkpoint that a witness has cosigned, 0 where there is none."""
+        query = select(func.max(log_cosignature.c.size)).where(log_cosignature.c.witness == witness.identity)
+        return connection.scalar(query) or 0
+
+    def _witnessed(self, connection: Connection, above: int) -> Row[int, str] | None:
+        """Return the newest checkpoint of more than `above` entries that the quorum has cosigned."""
+        if self._quorum is None:
+            return None
+        size = connection.scalar(
+            select(log_cosignature.c.size)
+            .where(log_cosignature.c.size > above, _by(self._quorum))
+            .group_by(log_cosignature.c.size)
+            .having(func.count() >= self._quorum.count)
+            .order_by(log_cosignature.c.size.desc())
+            .limit(1)
+        )
+        return connection.execute(select(log_checkpoint).where(log_checkpoint.c.size == size)).one_or_none()
+
+    def _with_cosignatures(self, connection: Connection, checkpoint: Row[int, str]) -> str:
+        """Return the note of a checkpoint and, under the log's own signature, what the quorum's witnesses added."""
+        note: str = checkpoint.note
+        if self._quorum is None:
+            return note
+        query = select(log_cosignature.c.line).where(log_cosignature.c.size == checkpoint.size, _by(self._quorum))
+        return note + "".join(connection.scalars(query.order_by(log_cosignature.c.witness)))
 
     def checkpoints(self, connection: Connection) -> Iterator[str]:
         """Yield every checkpoint ever signed, by size."""
@@ -194,7 +132,7 @@ class Log:
             size = page[-1].size
 
     def size(self, connection: Connection) -> int:
-        """Return how many entries there are, unsealed ones among them; the next entry's log index."""
+        """Return how many entries there are; the next entry's log index."""
         last = connection.scalar(select(func.max(log_entry.c.log_index)))
         return 0 if last is None else last + 1
 
@@ -218,13 +156,18 @@ class Log:
             yield row.log_index, row.entry
 
     def receipt(self, connection: Connection, log_index: int) -> str:
-        """Return the proof that an entry is under the latest checkpoint. Raises NotInLog while it is not sealed."""
+        """Return the proof that an entry is under a checkpoint. Raises NotInLog while it is not sealed.
+
+        The checkpoint is the newest that the quorum has cosigned, where one has the entry, and else the newest.
+        """
         latest = _latest_checkpoint(connection)
         if latest is None or not 0 <= log_index < latest.size:
             size = latest.size if latest else 0
             raise NotInLog(f"the latest checkpoint is of {size} entries, without entry {log_index}")
-        path = tuple(inclusion_path(log_index, latest.size, self._hash_at(connection, latest.size)))
-        return Receipt(index=log_index, path=path, note=latest.note, entry=self.entry(connection, log_index)).format()
+        chosen = self._witnessed(connection, log_index) or latest
+        path = tuple(inclusion_path(log_index, chosen.size, self._hash_at(connection, chosen.size)))
+        note = self._with_cosignatures(connection, chosen)
+        return Receipt(index=log_index, path=path, note=note, entry=self.entry(connection, log_index)).format()
 
     def consistency(self, connection: Connection, old_size: int, new_size: int) -> list[bytes]:
         """Return the proof that the tree of old_size is a prefix of that of new_size. Raises NotInLog past the head."""
@@ -248,25 +191,16 @@ class Log:
         return hashes_from_tiles(size, partial(_read_tile, connection))
 
 
-def _lock_head(connection: Connection) -> Row[int, bytes]:
-    """Return the head (size, frontier), held until the transaction ends; the first writer of all makes the row."""
-    head = connection.execute(_LOCK_HEAD).one_or_none()
-    if head is None:
-        try:
-            with connection.begin_nested():
-                connection.execute(insert(log_head).values(id=_HEAD_ID, size=0, frontier=b""))
-        except IntegrityError:
-            pass  # another process made it between the two statements
-        head = connection.execute(_LOCK_HEAD).one()
-    return head
-
-
 def _latest_checkpoint(connection: Connection) -> Row[int, str] | None:
     return connection.execute(select(log_checkpoint).order_by(log_checkpoint.c.size.desc()).limit(1)).one_or_none()
 
 
+def _by(quorum: Quorum) -> ColumnElement[bool]:
+    return log_cosignature.c.witness.in_([witness.identity for witness in quorum.witnesses])
+
+
 def _sealed_size(connection: Connection) -> int:
-    return connection.scalar(select(log_head.c.size).where(log_head.c.id == _HEAD_ID)) or 0
+    return connection.scalar(select(log_head.c.size)) or 0
 
 
 def entry_rows(connection: Connection, start: int, *columns: Column[Any]) -> Iterator[Row[Any]]:

@@ -7,7 +7,7 @@ index · 2^level up to (index + 1) · 2^level. Builders of proofs ask a `HashAt`
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -60,6 +60,13 @@ class Frontier:
         kept = len(self.hashes) - _trailing_ones(self.size)
         return Frontier(size=self.size + 1, hashes=(*self.hashes[:kept], self.completed_by(leaf)[-1]))
 
+    def extend(self, leaves: Iterable[bytes]) -> Frontier:
+        """Return the frontier of the tree with these leaf hashes behind its own."""
+        tree = GrowingTree(self)
+        for leaf in leaves:
+            tree.append(leaf)
+        return tree.frontier()
+
     def root(self) -> bytes:
         """Return the root of the whole tree."""
         return _fold(self.hashes) if self.hashes else EMPTY_ROOT
@@ -75,11 +82,60 @@ class Frontier:
         return cls(size=size, hashes=hashes)
 
 
+class GrowingTree:
+    """A frontier that grows in place, for whoever reads a whole log. start: what it grows from, else the empty tree."""
+
+    def __init__(self, start: Frontier | None = None) -> None:
+        self.size = start.size if start else 0
+        self._hashes: list[bytes] = list(start.hashes) if start else []
+
+    def append(self, leaf: bytes) -> None:
+        """Add a leaf hash."""
+        hashes, size = self._hashes, self.size
+        while size & 1:
+            leaf = hashlib.sha256(b"\x01" + hashes.pop() + leaf).digest()
+            size >>= 1
+        hashes.append(leaf)
+        self.size += 1
+
+    def root(self) -> bytes:
+        """Return the root of the tree as it is."""
+        return _fold(self._hashes) if self._hashes else EMPTY_ROOT
+
+    def frontier(self) -> Frontier:
+        """Return the tree as it is, as a value."""
+        return Frontier(size=self.size, hashes=tuple(self._hashes))
+
+
+def frontier_at(size: int, hash_at: HashAt) -> Frontier:
+    """Return the frontier that a tree had when it was of this size."""
+    return Frontier(size=size, hashes=tuple(hash_at(*node) for node in _subtrees(0, size)))
+
+
+def hashes_after(before: Frontier, leaves: Sequence[bytes]) -> HashAt:
+    """Return the hashes of the tree that leaf hashes make behind a frontier, as far as they follow from the two.
+
+    They do wherever the path of one of these leaves asks. Raises LookupError elsewhere.
+    """
+    known = dict(zip(_subtrees(0, before.size), before.hashes, strict=True))
+    known |= {(0, index): leaf for index, leaf in enumerate(leaves, start=before.size)}
+
+    def hash_at(level: int, index: int) -> bytes:
+        node = (level, index)
+        if node not in known:
+            if level == 0:
+                raise LookupError(f"leaf {index} is neither in the frontier nor behind it")
+            known[node] = node_hash(hash_at(level - 1, 2 * index), hash_at(level - 1, 2 * index + 1))
+        return known[node]
+
+    return hash_at
+
+
 def inclusion_path(index: int, size: int, hash_at: HashAt) -> list[bytes]:
     """Return the siblings from the leaf's up to the root's child (RFC 9162 section 2.1.3.1). Needs 0 ≤ index < size."""
     if not 0 <= index < size:
         raise ValueError(f"no leaf {index} in a tree of {size}")
-    return _path(0, index, size, hash_at)
+    return subtree_path(0, index, size, hash_at)
 
 
 def consistency_path(old_size: int, new_size: int, hash_at: HashAt) -> list[bytes]:
@@ -92,7 +148,7 @@ def consistency_path(old_size: int, new_size: int, hash_at: HashAt) -> list[byte
     if old_size in {0, new_size}:
         return []
     level, index = _last_subtree(old_size)
-    path = _path(level, index, new_size, hash_at)
+    path = subtree_path(level, index, new_size, hash_at)
     # When that subtree is all of the old tree, the verifier holds its hash already: the old root.
     return path if index == 0 else [hash_at(level, index), *path]
 
@@ -156,7 +212,12 @@ def _is_left(index: int) -> bool:
     return index % 2 == 0
 
 
-def _path(level: int, index: int, size: int, hash_at: HashAt) -> list[bytes]:
+def subtree_path(level: int, index: int, size: int, hash_at: HashAt) -> list[bytes]:
+    """Return the siblings from a subtree's up to the root's child; the last of a level may be incomplete.
+
+    The root that they lead to is `root_from_inclusion_path` of the subtree's hash, as if it were a leaf of a tree of
+    ⌈size / 2^level⌉ leaves.
+    """
     return [
         _fold([hash_at(*node) for node in _subtrees(sibling << at, min((sibling + 1) << at, size))])
         for at, sibling in ((level + height, sibling) for height, sibling in _siblings(index, (size - 1) >> level))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from ledger_client.amounts import Amounts, Line, net
 from ledger_client.checkpoint import Checkpoint, CheckpointError, Note, Verifier
-from ledger_client.entries import Entry, EntryError
+from ledger_client.cosignature import Quorum, WitnessVerifier
+from ledger_client.entries import RECEIVED, Entry, EntryError
 from ledger_client.forms import from_base64, from_decimal, to_base64
 from ledger_client.merkle import HASH_BYTES, leaf_hash, verify_inclusion
+from ledger_client.received import Received
 
 _HEADER = "c2sp.org/tlog-proof@v1"
 _FORM = re.compile(re.escape(_HEADER) + r"\n(?:extra (\S+)\n)?index (\S+)\n((?:\S+\n){0,63})\n(.+)", re.DOTALL)
@@ -97,22 +100,34 @@ class Verified:
 
 
 def verify_receipt(
-    text: str | bytes, verifier: Verifier, *, entry: bytes | None = None, claim: Line | None = None
+    text: str | bytes,
+    verifier: Verifier,
+    *,
+    entry: bytes | None = None,
+    claim: Line | None = None,
+    witnesses: Sequence[WitnessVerifier] = (),
+    quorum: int | None = None,
 ) -> Verified:
     """Verify a receipt with nothing but the log's key. Never raises for what the receipt says; see `Verified.ok`.
 
     entry: the bytes that the receipt must be about; needed only where the receipt does not carry them.
     claim: what the entry's split is said to give to an account, in all its lines together.
+    witnesses: those whose word counts. quorum: how many of them it takes; all of them where it is None.
+    Raises QuorumError when the witnesses cannot make that quorum.
 
     1. The receipt, its checkpoint and the note around that parse strictly.
     2. The checkpoint is of the expected log and says that the expected key signed it.
     3. The signature holds.
-    4. (A quorum of witnesses; not asked for yet.)
+    4. Where witnesses are named, a quorum of them has cosigned the checkpoint.
     5. The entry is the one expected, and gives a leaf hash.
     6. The path leads from that leaf at that index to the checkpoint's root.
-    7. The entry is well formed, and its amounts agree: postings sum to zero, the split to the charge.
+    7. The entry is well formed, and its amounts agree: postings sum to zero, the split to the charge. An entry that the
+       log received from another is held as it should be, and 7 and 8 go on with the one inside.
     8. Where there is a claim, the split gives its account exactly its amount.
     """
+    asked = None
+    if witnesses or quorum is not None:
+        asked = Quorum(witnesses=tuple(witnesses), count=len(witnesses) if quorum is None else quorum)
     run = _Run()
     checked: Checkpoint | None = None
     included: int | None = None
@@ -130,6 +145,9 @@ def verify_receipt(
             verifier.verify(note)
             checked = checkpoint
             run.found = f"root {checkpoint.root.hex()}"
+        if asked:
+            with run.step(4, "witness quorum"):
+                run.found = _check_quorum(note, asked)
         with run.step(5, "entry"):
             raw = _entry_bytes(receipt, entry)
             leaf = leaf_hash(raw)
@@ -140,11 +158,11 @@ def verify_receipt(
             run.found = f"leaf {receipt.index} is under the root"
         with run.step(7, "amounts"):
             decoded = Entry.decode(raw)
-            run.found = _check_amounts(decoded)
+            stated, run.found = _check_amounts(decoded)
             opened = decoded
         if claim:
             with run.step(8, "claim"):
-                run.found = _check_claim(decoded, claim)
+                run.found = _check_claim(stated, claim)
     return Verified(steps=tuple(run.steps), entry=opened, checkpoint=checked, index=included)
 
 
@@ -176,6 +194,19 @@ def _check_origin(note: Note, checkpoint: Checkpoint, verifier: Verifier) -> Non
         raise CheckpointError(f"no signature by {verifier.name} with key id {verifier.key_id.hex()}")
 
 
+def _check_quorum(note: Note, quorum: Quorum) -> str:
+    found = quorum.check(note)
+    told = ", ".join(f"{witness.name} at {_rfc3339(cosignature.time_s)}" for witness, cosignature in found)
+    return f"{len(found)} of {len(quorum.witnesses)} witnesses: {told}"
+
+
+def _rfc3339(time_s: int) -> str:
+    try:
+        return f"{datetime.fromtimestamp(time_s, UTC):%Y-%m-%dT%H:%M:%SZ}"
+    except (ValueError, OverflowError, OSError):  # beyond the year 9999
+        return f"{time_s} s"
+
+
 def _entry_bytes(receipt: Receipt, expected: bytes | None) -> bytes:
     raw = receipt.entry if expected is None else expected
     if raw is None:
@@ -185,7 +216,15 @@ def _entry_bytes(receipt: Receipt, expected: bytes | None) -> bytes:
     return raw
 
 
-def _check_amounts(entry: Entry) -> str:
+def _check_amounts(entry: Entry) -> tuple[Entry, str]:
+    """Return the entry that states the amounts, which may be inside of the one given, and what was found."""
+    if entry.type == RECEIVED:
+        received = Received.of(entry)
+        return received.entry, f"entry {received.log_index} of {received.origin}: {_agreeing(received.entry)}"
+    return entry, _agreeing(entry)
+
+
+def _agreeing(entry: Entry) -> str:
     amounts = Amounts.of(entry)
     for invariant, fault in amounts.faults():
         raise EntryError(f"{invariant}: {fault}")

@@ -9,22 +9,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import TypeAlias
 
-from sqlalchemy import Connection
-
-from ledger_client import JSON, SUSPENSE, Appended, Entry, EntryConflict, Log, entry_id
-from metering import store
+from ledger_client import JSON, SUSPENSE, Appended, Entry, EntryConflict, entry_id
 from metering._checks import GATEWAY, NAME, REASON, REQUEST_ID, check_text, check_whole
+from metering.budgets import Budget, Draw, Windows, check_budget
 from metering.errors import InsufficientCredit, IntentError, MeteringError
 from metering.policy import SplitPolicy
 from metering.postings import FUNDING, Posting, balanced, check_caller_account
 from metering.pricing import Price
 from metering.records import AttributionRecord, UsageRecord
-from metering.splits import SplitLine
-from metering.store import Balance, Intent, Line, RequestState
+from metering.store import Intent, Line, RequestState
+from metering.transaction import Transaction
 
 # Of every entry, whichever gateway writes it: an attribution that another worker repeats must find the first.
 SOURCE = "metering"
+
+Purpose: TypeAlias = tuple[str, str | None, str | None]
+"""The role of a posting, and the kind and item of the player that earned it, if one did."""
 
 
 class Books:
@@ -32,29 +34,28 @@ class Books:
 
     gateway_id: names the dense sequence of this gateway's admissions. clock: returns the time, with its zone.
 
-    Every method takes a connection inside a transaction and never commits. Every method that returns a log index may be
-    repeated with the same arguments, then or years later: it returns the same index and moves nothing. Repeated with
-    other arguments it raises EntryConflict, from `ledger_client`.
+    Every method takes a transaction and never commits. Every method that returns a log index may be repeated with the
+    same arguments, then or years later: it returns the same index and moves nothing. Repeated with other arguments it
+    raises EntryConflict, from `ledger_client`.
     """
 
-    def __init__(self, log: Log, gateway_id: str, clock: Callable[[], datetime]) -> None:
+    def __init__(self, gateway_id: str, clock: Callable[[], datetime]) -> None:
         check_text("gateway id", gateway_id, GATEWAY)
-        self._log = log
         self._gateway_id = gateway_id
         self._clock = clock
 
-    def publish_price(self, connection: Connection, served_model: str, price: Price) -> int:
+    def publish_price(self, transaction: Transaction, served_model: str, price: Price) -> int:
         """Log a price of a served model and return its index; a price that was there before keeps its first index."""
         check_text("served model", served_model, NAME)
         key = f"{served_model}:{price.prompt_nano_per_token}:{price.completion_nano_per_token}"
-        return self._append(connection, "price.published", key, served_model, price.data(served_model)).log_index
+        return self.log(transaction, "price.published", key, served_model, price.data(served_model)).log_index
 
-    def publish_policy(self, connection: Connection, policy: SplitPolicy) -> int:
+    def publish_policy(self, transaction: Transaction, policy: SplitPolicy) -> int:
         """Log a version of a split policy and return its index. Another policy under the same version is a conflict."""
         key = f"{policy.name}:{policy.version}"
-        return self._append(connection, "policy.published", key, policy.name, policy.data()).log_index
+        return self.log(transaction, "policy.published", key, policy.name, policy.data()).log_index
 
-    def grant_credit(self, connection: Connection, account: str, amount_nano: int, reason: str, key: str) -> int:
+    def grant_credit(self, transaction: Transaction, account: str, amount_nano: int, reason: str, key: str) -> int:
         """Credit a caller's account from `funding` and return the log index.
 
         amount_nano: ≥ 1. reason: one line, public. key: names the grant, so that repeating it does not credit twice.
@@ -63,125 +64,155 @@ class Books:
         check_whole("amount_nano", amount_nano, minimum=1)
         check_text("reason", reason, REASON)
         check_text("key", key, NAME)
-        postings = _transfer(FUNDING, account, amount_nano)
+        postings = transfer(FUNDING, account, amount_nano)
         data: dict[str, JSON] = {"account": account, "amount_nano": str(amount_nano), "reason": reason}
-        appended = self._append(connection, "credit.granted", key, account, data, postings)
+        appended = self.log(transaction, "credit.granted", key, account, data, postings)
         if appended.created:
-            store.post(connection, _lines(appended, postings, "credit"))
+            transaction.post(lines_of(transaction, appended, postings, in_role("credit", postings)))
         return appended.log_index
 
-    def admit(self, connection: Connection, account: str, maximum_nano: int, request_id: str) -> Intent:
+    def admit(
+        self,
+        transaction: Transaction,
+        account: str,
+        maximum_nano: int,
+        request_id: str,
+        *,
+        key: str | None = None,
+        maximum_tokens: int = 0,
+    ) -> Intent:
         """Reserve the most that a request can cost and give it the next number of this gateway's sequence.
 
-        Repeated while the intent is open, it returns the same intent. Raises InsufficientCredit when credit, less what
-        is reserved already, is below maximum_nano; IntentError when the request id is taken.
+        key: id of the caller's API key, whose budget is drawn on beside the account's. maximum_tokens: the most tokens
+        that the request can take. Repeated while the intent is open, it returns the same intent. Raises
+        InsufficientCredit when credit, less what is reserved already, is below maximum_nano; BudgetExceeded when a
+        budget of the account or the key does not allow it; IntentError when the request id is taken.
         """
         check_caller_account(account)
         check_whole("maximum_nano", maximum_nano)
+        check_whole("maximum_tokens", maximum_tokens)
         check_text("request_id", request_id, REQUEST_ID)
-        known = store.request_state(connection, request_id)
+        known = transaction.request(request_id)
         if known is not None:
-            asked = replace(known.intent, gateway=self._gateway_id, account=account, maximum_nano=maximum_nano)
+            asked = replace(
+                known.intent,
+                gateway=self._gateway_id,
+                account=account,
+                maximum_nano=maximum_nano,
+                maximum_tokens=maximum_tokens,
+            )
             if known.ended_index is not None or asked != known.intent:
                 raise IntentError(f"request {request_id} was admitted before; take another request id")
             return known.intent
-        before = store.balance(connection, account, for_update=True)
+        before = transaction.balance(account)
         if before.available_nano < maximum_nano:
             raise InsufficientCredit(account=account, available_nano=before.available_nano, maximum_nano=maximum_nano)
+        time = self.now()
+        budgets = [budget for subject in (account, key) if subject and (budget := transaction.budget(subject))]
+        windows = Windows.of(time)
+        asked_for = Draw(requests=1, tokens=maximum_tokens, spent_nano=maximum_nano)
+        for budget in budgets:
+            month, minute = (transaction.drawn(budget.subject, window) for window in (windows.month, windows.minute))
+            check_budget(budget, asked_for, month, minute, time)
         intent = Intent(
             gateway=self._gateway_id,
-            gateway_seq=store.next_sequence(connection, self._gateway_id),
+            gateway_seq=transaction.next_sequence(self._gateway_id),
             request_id=request_id,
             account=account,
             maximum_nano=maximum_nano,
-            admitted_at=self._now(),
+            maximum_tokens=maximum_tokens,
+            budgeted=tuple(budget.subject for budget in budgets),
+            admitted_at=time,
         )
-        store.open_intent(connection, intent)
+        transaction.set_request(RequestState(intent=intent))
+        transaction.change_balance(account, pending_nano=maximum_nano)
+        _draw(transaction, intent, requests=1, tokens=maximum_tokens, spent_nano=maximum_nano)
         return intent
 
-    def record_usage(self, connection: Connection, intent: Intent, record: UsageRecord) -> int:
+    def set_budget(self, transaction: Transaction, budget: Budget) -> None:
+        """Limit what an account or a key may take from now on; a budget without limits lifts them."""
+        transaction.set_budget(budget)
+
+    def record_usage(self, transaction: Transaction, intent: Intent, record: UsageRecord) -> int:
         """Charge an admitted request, release its reservation, and return the log index of its usage.
 
         Raises IntentError when the request was never admitted or was voided, MeteringError when the charge is more than
         was reserved.
         """
-        state = _admitted(connection, intent)
+        state = _admitted(transaction, intent)
         if state.ended_index is not None and state.charge_nano is None:
             raise IntentError(f"request {intent.request_id} was voided and cannot be charged")
         if record.charge_nano > intent.maximum_nano:
             raise MeteringError(f"the charge {record.charge_nano} exceeds the {intent.maximum_nano} nano-USD reserved")
-        postings = _transfer(intent.account, SUSPENSE, record.charge_nano)
+        postings = transfer(intent.account, SUSPENSE, record.charge_nano)
         data = {**_numbered(intent), **record.data()}
-        request_id = intent.request_id
-        appended = self._append(connection, "usage.recorded", request_id, request_id, data, postings)
+        request_id, new = intent.request_id, state.ended_index is None
+        appended = self.log(transaction, "usage.recorded", request_id, request_id, data, postings, new=new)
         if appended.created:
-            store.end_intent(
-                connection,
-                intent,
-                appended.log_index,
-                charge_nano=record.charge_nano,
-                served_model=record.served_model,
-                lines=_lines(appended, postings, "charge", record.served_model, request_id),
+            _end(
+                transaction,
+                replace(
+                    state,
+                    ended_index=appended.log_index,
+                    charge_nano=record.charge_nano,
+                    served_model=record.served_model,
+                ),
+                tokens=record.usage.prompt_tokens + record.usage.completion_tokens,
             )
+            purposes = in_role("charge", postings)
+            transaction.post(lines_of(transaction, appended, postings, purposes, record.served_model, request_id))
         return appended.log_index
 
-    def void(self, connection: Connection, intent: Intent, reason: str) -> int:
+    def void(self, transaction: Transaction, intent: Intent, reason: str) -> int:
         """End an admitted request without a charge, release its reservation, and return the log index.
 
         reason: one line, public. Raises IntentError when the request was never admitted or was charged.
         """
         check_text("reason", reason, REASON)
-        state = _admitted(connection, intent)
+        state = _admitted(transaction, intent)
         if state.charge_nano is not None:
             raise IntentError(f"request {intent.request_id} was charged and cannot be voided")
         data = {**_numbered(intent), "reason": reason}
-        appended = self._append(connection, "request.voided", intent.request_id, intent.request_id, data)
+        new = state.ended_index is None
+        appended = self.log(transaction, "request.voided", intent.request_id, intent.request_id, data, new=new)
         if appended.created:
-            store.end_intent(connection, intent, appended.log_index)
+            _end(transaction, replace(state, ended_index=appended.log_index), tokens=0)
         return appended.log_index
 
-    def record_attribution(self, connection: Connection, record: AttributionRecord) -> int:
+    def record_attribution(self, transaction: Transaction, record: AttributionRecord) -> int:
         """Pay an answer's charge out of suspense as its split says, and return the log index of the attribution.
 
         Raises IntentError when the request was not charged, MeteringError when the split does not sum to the charge.
         """
         request_id = record.request_id
-        state = store.request_state(connection, request_id)
-        if state is None or state.charge_nano is None or state.served_model is None:
-            raise IntentError(f"request {request_id} was not charged, so there is nothing to attribute")
+        state = charged(transaction, request_id)
         if record.total_nano != state.charge_nano:
             raise MeteringError(f"the split sums to {record.total_nano}, the charge is {state.charge_nano} nano-USD")
         postings = _payout(record)
         data = {**record.data(), "usage_index": state.ended_index, "charge_nano": str(state.charge_nano)}
-        appended = self._append(connection, "answer.attributed", request_id, request_id, data, postings)
+        new = state.attribution_index is None
+        appended = self.log(transaction, "answer.attributed", request_id, request_id, data, postings, new=new)
         if appended.created:
-            store.mark_attributed(connection, state.intent, appended.log_index)
-            lines = _lines(appended, postings, "split", state.served_model, request_id)
-            store.post(connection, [*lines[:1], *map(_earned, lines[1:], record.split)])
+            transaction.set_request(replace(state, attribution_index=appended.log_index))
+            purposes = [*in_role("split", postings[:1]), *((part.role, part.kind, part.item) for part in record.split)]
+            transaction.post(lines_of(transaction, appended, postings, purposes, state.served_model, request_id))
         return appended.log_index
 
-    def request(self, connection: Connection, request_id: str) -> RequestState | None:
-        """Return what became of a request, or None when it was never admitted."""
-        return store.request_state(connection, request_id)
-
-    def open_intents(self, connection: Connection) -> list[Intent]:
-        """Return this gateway's intents that are neither charged nor voided, oldest first."""
-        return list(store.open_intents(connection, self._gateway_id))
-
-    def balance(self, connection: Connection, account: str) -> Balance:
-        """Return the totals of an account."""
-        return store.balance(connection, account)
-
-    def _append(
+    def log(
         self,
-        connection: Connection,
+        transaction: Transaction,
         entry_type: str,
         key: str,
         subject: str,
         data: Mapping[str, JSON],
         postings: Sequence[Posting] | None = None,
+        *,
+        new: bool = False,
     ) -> Appended:
-        """Log a fact. When it is there already, only its time may differ, and the first time stands."""
+        """Log a fact under the key that it is logged by once; when it is there already, it stands as it is.
+
+        A repeat may differ in its time alone. new: the books show that it is not in the log yet.
+        """
         if postings is not None:
             encoded = [{"account": posting.account, "amount_nano": str(posting.amount_nano)} for posting in postings]
             data = {**data, "postings": encoded}
@@ -189,17 +220,17 @@ class Books:
             id=entry_id(SOURCE, f"{entry_type}:{key}"),
             source=SOURCE,
             type=entry_type,
-            time=self._now(),
+            time=self.now(),
             subject=subject,
             data=data,
         )
         try:
-            return self._log.append(connection, entry)
+            return transaction.log.append(entry, new=new)
         except EntryConflict as conflict:
-            first = Entry.decode(self._log.entry(connection, conflict.log_index))
-            return self._log.append(connection, replace(entry, time=first.time))
+            first = Entry.decode(transaction.log.entry(conflict.log_index))
+            return transaction.log.append(replace(entry, time=first.time))
 
-    def _now(self) -> str:
+    def now(self) -> str:
         """Return the time in UTC, always of the same width, so that times sort as they follow each other."""
         now = self._clock()
         if now.tzinfo is None:
@@ -207,19 +238,44 @@ class Books:
         return now.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-def _admitted(connection: Connection, intent: Intent) -> RequestState:
+def charged(transaction: Transaction, request_id: str) -> RequestState:
+    """Return the state of a request that was charged. Raises IntentError for any other."""
+    state = transaction.request(request_id)
+    if state is None or state.charge_nano is None:
+        raise IntentError(f"request {request_id} was not charged, so there is nothing to attribute")
+    return state
+
+
+def _admitted(transaction: Transaction, intent: Intent) -> RequestState:
     """Return the state of an admitted request; an intent whose admission was rolled back is not one."""
-    state = store.request_state(connection, intent.request_id)
+    state = transaction.request(intent.request_id)
     if state is None or state.intent != intent:
         raise IntentError(f"request {intent.request_id} was not admitted as {intent.gateway} {intent.gateway_seq}")
     return state
+
+
+def _end(transaction: Transaction, state: RequestState, *, tokens: int) -> None:
+    """Store how a request ended, and give back what it reserved and did not take."""
+    intent = state.intent
+    transaction.set_request(state)
+    transaction.change_balance(intent.account, pending_nano=-intent.maximum_nano)
+    spent_nano = (state.charge_nano or 0) - intent.maximum_nano
+    _draw(transaction, intent, requests=0, tokens=tokens - intent.maximum_tokens, spent_nano=spent_nano)
+
+
+def _draw(transaction: Transaction, intent: Intent, *, requests: int, tokens: int, spent_nano: int) -> None:
+    """Add to the windows that a request was admitted in, of each budget that it draws on."""
+    windows = Windows.of(intent.admitted_at)
+    for subject in intent.budgeted:
+        transaction.draw(subject, windows.month, Draw(spent_nano=spent_nano))
+        transaction.draw(subject, windows.minute, Draw(requests=requests, tokens=tokens))
 
 
 def _numbered(intent: Intent) -> dict[str, JSON]:
     return {"gateway": intent.gateway, "gateway_seq": intent.gateway_seq, "request_id": intent.request_id}
 
 
-def _transfer(debited: str, credited: str, amount_nano: int) -> tuple[Posting, ...]:
+def transfer(debited: str, credited: str, amount_nano: int) -> tuple[Posting, ...]:
     """Return the two postings that move an amount, or none for nothing."""
     if amount_nano == 0:
         return ()
@@ -239,27 +295,35 @@ def _payout(record: AttributionRecord) -> tuple[Posting, ...]:
     return balanced([debit, *(Posting(account=line.account, amount_nano=line.amount_nano) for line in record.split)])
 
 
-def _lines(
+def lines_of(
+    transaction: Transaction,
     appended: Appended,
     postings: Sequence[Posting],
-    role: str,
+    purposes: Sequence[Purpose],
     served_model: str | None = None,
     request_id: str | None = None,
 ) -> list[Line]:
+    """Return an entry's postings as they are stored, each with what it is for."""
+    time = appended.entry.time
+    period = transaction.period_of(time)
     return [
         Line(
             log_index=appended.log_index,
             position=position,
-            time=appended.entry.time,
+            time=time,
+            period=period,
             account=posting.account,
             amount_nano=posting.amount_nano,
             role=role,
+            kind=kind,
+            item=item,
             served_model=served_model,
             request_id=request_id,
         )
-        for position, posting in enumerate(postings)
+        for position, (posting, (role, kind, item)) in enumerate(zip(postings, purposes, strict=True))
     ]
 
 
-def _earned(line: Line, part: SplitLine) -> Line:
-    return replace(line, role=part.role, kind=part.kind, item=part.item)
+def in_role(role: str, postings: Sequence[Posting]) -> list[Purpose]:
+    """Return the purposes of postings that are all for the same, and through no player."""
+    return [(role, None, None)] * len(postings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
@@ -11,39 +12,49 @@ from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError, SQLAlchemyError
 
+from ledger_client import Log
 from metering.errors import CommitError
+from metering.transaction import Expected, Transaction
+
+LINGER_S = 0.001
 
 T = TypeVar("T")
+_NOTHING = Expected()
+_IN_TRANSACTION = 2  # PQTRANS_INTRANS of libpq: open, and no error met
 
 
 @dataclass(eq=False)
 class _Job:
-    work: Callable[[Connection], Any]
+    work: Callable[[Transaction], Any]
+    expected: Expected
     future: Future[Any] = field(default_factory=Future)
     result: Any = None
     error: BaseException | None = None
 
 
+class _Alone(Exception):  # noqa: N818 - no error: an order to the committer
+    """The jobs of a batch must run each in a transaction of its own; nothing of the batch is kept."""
+
+
 class Committer:
     """Run units of work in the order they came, many to a database transaction, and acknowledge none before it commits.
 
-    begin: opens a transaction that commits on a clean exit and that no other writer can be inside of at the same time:
-    BEGIN IMMEDIATE on SQLite, a lock on the log's head on PostgreSQL. seal: runs once before each commit.
-    max_batch: the most units that share a transaction; nothing waits for a batch to fill.
+    begin: opens a transaction that commits on a clean exit. On SQLite it must have begun IMMEDIATE.
+    max_batch: the most units that share a transaction. A transaction begins with what waits; only right after another
+    was acknowledged it waits, for LINGER_S at most, so that callers who come back at once are not left for the next.
     """
 
     def __init__(
-        self,
-        begin: Callable[[], AbstractContextManager[Connection]],
-        seal: Callable[[Connection], object],
-        *,
-        max_batch: int = 64,
+        self, begin: Callable[[], AbstractContextManager[Connection]], log: Log, *, max_batch: int = 256
     ) -> None:
         self._begin = begin
-        self._seal = seal
+        self._log = log
         self._max_batch = max_batch
         self._waiting: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._awaited = 0  # jobs that there are if all whom the last transaction acknowledged come back
+        self._awaited_until_s = 0.0
         self._gate = threading.Lock()  # nothing may enter the queue behind its end
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
@@ -55,13 +66,14 @@ class Committer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def submit(self, work: Callable[[Connection], T]) -> Future[T]:
+    def submit(self, work: Callable[[Transaction], T], expected: Expected = _NOTHING) -> Future[T]:
         """Queue a unit of work and return the future of its result, which resolves only after the commit.
 
         Work that raises is undone alone, and its future raises the same. When the transaction does not commit, or its
-        reply is lost, every future in it raises CommitError. Raises RuntimeError once the committer is closed.
+        reply is lost, every future in it raises CommitError. Work may be run more than once, so it must have no effect
+        but through its transaction. Raises RuntimeError once the committer is closed.
         """
-        job = _Job(work)
+        job = _Job(work, expected)
         with self._gate:
             if self._closed:
                 raise RuntimeError("the committer is closed")
@@ -92,8 +104,9 @@ class Committer:
                 batch.append(job)
             if len(batch) == self._max_batch:
                 return batch, False
+            left_s = self._awaited_until_s - time.monotonic() if len(batch) < self._awaited else 0
             try:
-                job = self._waiting.get_nowait()
+                job = self._waiting.get(timeout=max(left_s, 0))
             except queue.Empty:
                 return batch, False
         return batch, True
@@ -101,34 +114,61 @@ class Committer:
     def _commit(self, batch: list[_Job]) -> None:
         try:
             with self._begin() as connection:
-                for job in batch:
-                    _attempt(job, connection)
-                self._seal(connection)
+                self._fill(connection, batch)
+        except _Alone:
+            for job in batch:
+                job.error = None
+                self._commit([job])
+            return
         except BaseException as error:
             for job in batch:
-                job.future.set_exception(job.error or _commit_error(error))
+                # What one of many raised may rest on what those before it did, which is gone.
+                own = None if len(batch) > 1 or isinstance(job.error, OperationalError | InterfaceError) else job.error
+                job.future.set_exception(own or _commit_error(error))
             return
+        self._awaited = len(batch) + self._waiting.qsize()
+        self._awaited_until_s = time.monotonic() + LINGER_S
         for job in batch:
             if job.error is None:
                 job.future.set_result(job.result)
             else:
                 job.future.set_exception(job.error)
 
-
-def _attempt(job: _Job, connection: Connection) -> None:
-    """Run one job inside a savepoint; raise only when the transaction around it can no longer be trusted."""
-    savepoint = connection.begin_nested()
-    try:
-        job.result = job.work(connection)
-    except BaseException as error:
-        # A database may have ended the whole transaction by itself, as SQLite does when the disk is full. Rolling back
-        # to the savepoint fails then, and must fail the batch: what came before in it is gone.
-        if not savepoint.is_active:
+    def _fill(self, connection: Connection, batch: list[_Job]) -> None:
+        """Run a batch inside a transaction and write what it comes to. Raises _Alone where one job can spoil it all."""
+        transaction = Transaction(connection, self._log)
+        transaction.expect(job.expected for job in batch)
+        for job in batch:
+            mark = transaction.mark()
+            try:
+                job.result = job.work(transaction)
+                _check_open(connection)
+            except BaseException as error:
+                job.error = error
+                if isinstance(error, SQLAlchemyError | CommitError) or not transaction.rewind(mark):
+                    # What it wrote, or what the database thinks of the transaction by now, only a rollback undoes.
+                    raise (_Alone if len(batch) > 1 else error) from None
+        try:
+            transaction.seal()
+        except IntegrityError:
+            if len(batch) > 1:
+                raise _Alone from None
             raise
-        savepoint.rollback()
-        job.error = error
+
+
+def _check_open(connection: Connection) -> None:
+    """Raise CommitError when the database transaction has ended or can only be rolled back, as a commit would not say.
+
+    SQLite ends one by itself when the disk is full or fails; PostgreSQL rolls back what met an error, even if the work
+    that met it went on.
+    """
+    driver: Any = connection.connection.dbapi_connection
+    if connection.dialect.name == "sqlite":
+        stands = driver.in_transaction
     else:
-        savepoint.commit()
+        stands = driver.pgconn.transaction_status == _IN_TRANSACTION
+    if not stands:
+        raise CommitError("the work ended the database transaction, or met an error of it and went on")
 
 
 def _commit_error(cause: BaseException) -> CommitError:

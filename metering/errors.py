@@ -21,3 +21,12 @@ class IntentError(RuntimeError):
 
 class CommitError(RuntimeError):
     """The database transaction did not commit, or its reply was lost; repeating the work is safe."""
+
+
+class BudgetExceeded(Exception):  # noqa: N818
+    """A request would pass a budget. limit: the name of the limit. retry_after_s: when it is worth trying again."""
+
+    def __init__(self, message: str, *, limit: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.limit = limit
+        self.retry_after_s = retry_after_s

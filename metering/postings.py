@@ -14,18 +14,21 @@ from metering._checks import CONTRIBUTOR, LIMIT_NANO, NAME, check_text, check_wh
 from metering.errors import MeteringError
 
 FUNDING = "funding"  # where credit comes from; the only account that goes below zero
+PAYOUTS = "payouts"  # what was sent to contributors, or stands ready for them to claim
 PLATFORM = "platform"
 RESIDUAL = "residual"  # the contributors' pool of answers that no contributor can be paid for
 
-_EARNING_ACCOUNT = f"{PLATFORM}|{RESIDUAL}|contributor:{CONTRIBUTOR}|base:{NAME}"
+CONTRIBUTOR_PREFIX = "contributor:"
+
+_EARNING_ACCOUNT = f"{PLATFORM}|{RESIDUAL}|{CONTRIBUTOR_PREFIX}{CONTRIBUTOR}|base:{NAME}"
 _CALLER_ACCOUNT = "caller:[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
-_ACCOUNT = f"{_EARNING_ACCOUNT}|{_CALLER_ACCOUNT}|{FUNDING}|{SUSPENSE}"
+_ACCOUNT = f"{_EARNING_ACCOUNT}|{_CALLER_ACCOUNT}|{FUNDING}|{PAYOUTS}|{SUSPENSE}"
 
 
 def contributor_account(contributor: str) -> str:
     """Return the account that a contributor is credited on."""
     check_text("contributor", contributor, CONTRIBUTOR)
-    return f"contributor:{contributor}"
+    return f"{CONTRIBUTOR_PREFIX}{contributor}"
 
 
 def base_account(base_model: str) -> str:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any, Self
 
 from ledger_client import JSON
 from metering._checks import (
@@ -185,6 +186,35 @@ class AttributionRecord:
             raise MeteringError(f"shares sum to {WHOLE_PPM} ppm, or to 0 with a reason; these sum to {shares_ppm}")
         check_whole("the split's total", self.total_nano, maximum=LIMIT_NANO)
         object.__setattr__(self, "document_indexes", MappingProxyType(dict(self.document_indexes)))
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any]) -> Self:
+        """Read a record back from the data of its entry, whatever else the entry holds.
+
+        Raises MeteringError unless `data()` of what is read says the same.
+        """
+        try:
+            record = cls(
+                request_id=data["request_id"],
+                policy_index=data["policy_index"],
+                adapter_index=data["adapter_index"],
+                document_indexes=data["document_indexes"],
+                estimator=EstimatorRun(**data["estimator"]),
+                surplus_nats=data["surplus_nats"],
+                players=tuple(AttributedPlayer(**player) for player in data["players"]),
+                coalitions=tuple((tuple(present), value_nats) for present, value_nats in data["coalitions"]),
+                split=tuple(SplitLine(**{**line, "amount_nano": int(line["amount_nano"])}) for line in data["split"]),
+                reason=data["reason"],
+                scores_digest=data["scores_digest"],
+            )
+            same = all(data[name] == value for name, value in record.data().items())
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, MeteringError):
+                raise
+            raise MeteringError(f"this is no attribution record: {error!r}") from None
+        if not same:
+            raise MeteringError("this attribution record is not written as records are")
+        return record
 
     @property
     def total_nano(self) -> int:

@@ -1,108 +1,71 @@
-"""What a contributor has earned, and the postings that say so."""
+"""A contributor's account statement for a month: every posting, what it comes to, and how its answers were rated."""
 
 from __future__ import annotations
 
 import csv
 import io
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate
-from types import MappingProxyType
-from typing import Literal, TypeAlias
 
-from sqlalchemy import ColumnElement, Connection, case, func, select, tuple_
-from sqlalchemy.sql.expression import null
+from jinja2 import Environment, PackageLoader, Template
+from sqlalchemy import Connection, case, func, select
 
-from ledger_client import JSON
-from metering._checks import check_whole
-from metering.errors import MeteringError
-from metering.postings import contributor_account
-from metering.store import Line, posting_table
+from ledger_client import JSON, StatementSummary
+from metering.earnings import checked_period, line_json, stored_lines
+from metering.postings import CONTRIBUTOR_PREFIX, contributor_account
+from metering.store import Line
+from metering.tables import account_period_table, period_table, posting_table, rating_table
 
-Grouping: TypeAlias = Literal["document", "adapter", "model", "day"]
-
-MAX_PAGE_LINES = 1000
-
-_PERIOD = re.compile(r"[0-9]{4}-(0[1-9]|1[0-2])")
-_CURSOR = re.compile(r"(0|[1-9][0-9]{0,17})\.(0|[1-9][0-9]{0,8})")
-
-_columns = posting_table.c
-_GROUP_KEYS: Mapping[str, ColumnElement[str | None]] = MappingProxyType(
-    {
-        "document": case((_columns.kind == "document", _columns.item), else_=null()),
-        "adapter": case((_columns.kind == "adapter", _columns.item), else_=null()),
-        "model": _columns.served_model,
-        "day": func.substr(_columns.time, 1, 10),
-    }
+_CSV_HEAD = (
+    "log_index",
+    "time",
+    "request_id",
+    "role",
+    "kind",
+    "item",
+    "served_model",
+    "rating",
+    "amount_nano",
+    "balance_nano",
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Earnings:
-    """What a contributor earned, in nano-USD, in a period (None: ever), and by what.
+class Statement:
+    """A contributor's account in one period, a month in UTC; all amounts in nano-USD.
 
-    groups: from document id, adapter name, served model or UTC day to its part, largest first (days in order); None
-    stands for what came through no document or adapter. Their sum is total_nano. Empty when no grouping was asked for.
+    closed_index: log index of the entry that closed the period, None while it is open and lines may still come.
+    ratings: request id → 1 or −1, the newest rating that the caller gave the answer; they move no money.
     """
 
-    contributor: str
-    period: str | None
-    total_nano: int
-    group_by: Grouping | None
-    groups: Mapping[str | None, int]
+    summary: StatementSummary
+    closed_index: int | None
+    lines: tuple[Line, ...]
+    ratings: Mapping[str, int]
+
+    @property
+    def balances_nano(self) -> Iterator[int]:
+        """The balance after each line."""
+        balances = accumulate((line.amount_nano for line in self.lines), initial=self.summary.opening_nano)
+        next(balances)
+        return balances
+
+    def rating(self, line: Line) -> int | None:
+        """Return the rating of the answer that a line stems from, if there is one."""
+        return None if line.request_id is None else self.ratings.get(line.request_id)
 
     def as_json(self) -> dict[str, JSON]:
         """Return a JSON object; amounts are decimal strings."""
         return {
-            "contributor": self.contributor,
-            "period": self.period,
-            "total_nano": str(self.total_nano),
-            "group_by": self.group_by,
-            "groups": [{"key": key, "amount_nano": str(amount)} for key, amount in self.groups.items()],
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Page:
-    """Postings in log order, and the cursor after the last of them, or None when there are no more."""
-
-    lines: tuple[Line, ...]
-    next_after: str | None
-
-    def as_json(self) -> dict[str, JSON]:
-        """Return a JSON object; amounts are decimal strings."""
-        return {"entries": [_line_json(line) for line in self.lines], "next_after": self.next_after}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Statement:
-    """A contributor's account in one period, a month in UTC; all amounts in nano-USD."""
-
-    contributor: str
-    period: str
-    opening_nano: int
-    lines: tuple[Line, ...]
-
-    @property
-    def total_nano(self) -> int:
-        """What the lines sum to."""
-        return sum(line.amount_nano for line in self.lines)
-
-    @property
-    def closing_nano(self) -> int:
-        """The balance at the end of the period."""
-        return self.opening_nano + self.total_nano
-
-    def as_json(self) -> dict[str, JSON]:
-        """Return a JSON object; amounts are decimal strings."""
-        return {
-            "contributor": self.contributor,
-            "period": self.period,
-            "opening_nano": str(self.opening_nano),
-            "lines": [_line_json(line) for line in self.lines],
-            "total_nano": str(self.total_nano),
-            "closing_nano": str(self.closing_nano),
+            **self.summary.as_json(),
+            "closed_index": self.closed_index,
+            "lines": [line_json(line) | {"rating": self.rating(line)} for line in self.lines],
+            "ratings": {
+                "positive": sum(rating > 0 for rating in self.ratings.values()),
+                "negative": sum(rating < 0 for rating in self.ratings.values()),
+            },
         }
 
     def as_csv(self) -> str:
@@ -112,58 +75,19 @@ class Statement:
         """
         file = io.StringIO()
         writer = csv.writer(file)
-        writer.writerow(
-            ["log_index", "time", "request_id", "role", "kind", "item", "served_model", "amount_nano", "balance_nano"]
-        )
-        writer.writerow(["", "", "", "opening balance", "", "", "", "", self.opening_nano])
-        balances = accumulate((line.amount_nano for line in self.lines), initial=self.opening_nano)
-        next(balances)
-        for line, balance_nano in zip(self.lines, balances, strict=True):
+        writer.writerow(_CSV_HEAD)
+        writer.writerow(["", "", "", "opening balance", "", "", "", "", "", self.summary.opening_nano])
+        for line, balance_nano in zip(self.lines, self.balances_nano, strict=True):
             texts = (line.time, line.request_id, line.role, line.kind, line.item, line.served_model)
-            writer.writerow([line.log_index, *map(_cell, texts), line.amount_nano, balance_nano])
+            rating = self.rating(line)
+            rated = "" if rating is None else rating
+            writer.writerow([line.log_index, *map(_cell, texts), rated, line.amount_nano, balance_nano])
         return file.getvalue()
 
-
-def earnings(
-    connection: Connection, contributor: str, period: str | None = None, group_by: Grouping | None = None
-) -> Earnings:
-    """Sum what a contributor earned, in a period `YYYY-MM` (UTC) or ever, and group it if asked.
-
-    Raises MeteringError on a malformed contributor, period or grouping.
-    """
-    if group_by is not None and group_by not in _GROUP_KEYS:
-        raise MeteringError(f"earnings are grouped by one of {', '.join(_GROUP_KEYS)}, not {group_by!r}")
-    where = [_columns.account == contributor_account(contributor)]
-    if period is not None:
-        start, end = _span(period)
-        where += [_columns.time >= start, _columns.time < end]
-    if group_by is None:
-        return Earnings(
-            contributor=contributor, period=period, total_nano=_sum(connection, *where), group_by=None, groups={}
-        )
-    query = select(_GROUP_KEYS[group_by].label("key"), func.sum(_columns.amount_nano)).where(*where).group_by("key")
-    groups = [(key, int(amount)) for key, amount in connection.execute(query)]
-    by_key = sorted(groups, key=lambda group: (group[0] is None, group[0]))
-    ordered = by_key if group_by == "day" else sorted(by_key, key=lambda group: (group[0] is None, -group[1]))
-    total_nano = sum(amount for _, amount in groups)
-    return Earnings(
-        contributor=contributor, period=period, total_nano=total_nano, group_by=group_by, groups=dict(ordered)
-    )
-
-
-def entries(connection: Connection, contributor: str, after: str | None = None, limit: int = 100) -> Page:
-    """Return up to `limit` postings of a contributor, newest last, from behind the cursor `after` of an earlier page.
-
-    limit: 1 … MAX_PAGE_LINES. Raises MeteringError on a limit outside, or a cursor that no page gave.
-    """
-    check_whole("limit", limit, minimum=1, maximum=MAX_PAGE_LINES)
-    where = [_columns.account == contributor_account(contributor)]
-    if after is not None:
-        where.append(tuple_(_columns.log_index, _columns.position) > _place(after))
-    lines = _lines(connection, *where, limit=limit + 1)
-    page = lines[:limit]
-    more = len(lines) > limit
-    return Page(lines=page, next_after=f"{page[-1].log_index}.{page[-1].position}" if more else None)
+    def as_html(self, name: str) -> str:
+        """Return a page to read and to print, complete in itself. name: of the contributor, as people know it."""
+        lines = zip(self.lines, map(self.rating, self.lines), self.balances_nano, strict=True)
+        return _page().render(statement=self, summary=self.summary, name=name, lines=lines)
 
 
 def statement(connection: Connection, contributor: str, period: str) -> Statement:
@@ -171,51 +95,68 @@ def statement(connection: Connection, contributor: str, period: str) -> Statemen
 
     Raises MeteringError on a malformed contributor or period.
     """
-    account = _columns.account == contributor_account(contributor)
-    start, end = _span(period)
+    account = contributor_account(contributor)
+    checked_period(period)
+    sums = _summaries(connection, period, account)
+    columns = posting_table.c
+    of_account = (columns.account == account, columns.period == period)
+    rated = rating_table.c.request_id.in_(select(columns.request_id).where(*of_account))
+    ratings = select(rating_table).where(rated).order_by(rating_table.c.log_index)
     return Statement(
-        contributor=contributor,
-        period=period,
-        opening_nano=_sum(connection, account, _columns.time < start),
-        lines=_lines(connection, account, _columns.time >= start, _columns.time < end),
+        summary=next(sums, StatementSummary(contributor=contributor, period=period)),
+        closed_index=connection.scalar(select(period_table.c.log_index).where(period_table.c.period == period)),
+        lines=stored_lines(connection, *of_account),
+        ratings={row.request_id: row.rating for row in connection.execute(ratings)},
     )
 
 
-def _span(period: str) -> tuple[str, str]:
-    """Return what times of the period are at least, and what they are below. Times sort as text."""
-    if not isinstance(period, str) or _PERIOD.fullmatch(period) is None:
-        raise MeteringError(f"a period is a month such as 2025-01, not {period!r}")
-    year, month = int(period[:4]), int(period[5:])
-    return period, f"{year + month // 12:04}-{month % 12 + 1:02}"
+def summaries(connection: Connection, period: str) -> list[StatementSummary]:
+    """Return the heads of a period's statements, by contributor: all who had a balance at its start or a line in it."""
+    found = (summary for summary in _summaries(connection, period) if summary.opening_nano or summary.lines)
+    return sorted(found, key=lambda summary: summary.contributor)  # by bytes, whatever the database's collation
 
 
-def _place(cursor: str) -> tuple[int, int]:
-    match = _CURSOR.fullmatch(cursor)
-    if match is None:
-        raise MeteringError(f"a cursor is what an earlier page gave as next_after, not {cursor!r}")
-    return int(match[1]), int(match[2])
+def _summaries(connection: Connection, period: str, account: str | None = None) -> Iterator[StatementSummary]:
+    columns = account_period_table.c
+    within = columns.period == period
+    net_nano = columns.earned_nano + columns.corrected_nano + columns.paid_nano
+    query = (
+        select(
+            columns.account,
+            func.sum(case((within, 0), else_=net_nano)).label("opening"),
+            *(
+                func.sum(case((within, columns[name]), else_=0)).label(name)
+                for name in ("earned_nano", "corrected_nano", "paid_nano", "lines")
+            ),
+        )
+        .where(columns.period <= period)
+        .group_by(columns.account)
+    )
+    if account is not None:
+        query = query.where(columns.account == account)
+    for row in connection.execute(query):
+        yield StatementSummary(
+            contributor=row.account.removeprefix(CONTRIBUTOR_PREFIX),
+            period=period,
+            opening_nano=int(row.opening),
+            earned_nano=int(row.earned_nano),
+            corrected_nano=int(row.corrected_nano),
+            paid_nano=int(row.paid_nano),
+            lines=int(row.lines),
+        )
 
 
-def _sum(connection: Connection, *where: ColumnElement[bool]) -> int:
-    return int(connection.scalar(select(func.sum(_columns.amount_nano)).where(*where)) or 0)
+@cache
+def _page() -> Template:
+    environment = Environment(loader=PackageLoader("metering", "templates"), autoescape=True, trim_blocks=True)
+    environment.filters["usd"] = _usd
+    return environment.get_template("statement.html")
 
 
-def _lines(connection: Connection, *where: ColumnElement[bool], limit: int | None = None) -> tuple[Line, ...]:
-    query = select(posting_table).where(*where).order_by(_columns.log_index, _columns.position).limit(limit)
-    return tuple(Line(**row) for row in connection.execute(query).mappings())
-
-
-def _line_json(line: Line) -> dict[str, JSON]:
-    return {
-        "log_index": line.log_index,
-        "time": line.time,
-        "request_id": line.request_id,
-        "role": line.role,
-        "kind": line.kind,
-        "item": line.item,
-        "served_model": line.served_model,
-        "amount_nano": str(line.amount_nano),
-    }
+def _usd(amount_nano: int) -> str:
+    """Write nano-USD as dollars, every decimal kept."""
+    whole, decimals = divmod(abs(amount_nano), 10**9)
+    return f"{'−' if amount_nano < 0 else ''}{whole:,}.{decimals:09}"
 
 
 def _cell(text: str | None) -> str:

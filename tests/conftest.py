@@ -1,17 +1,22 @@
-"""What the whole suite shares: the real model, loaded once, and no deadlines."""
+"""What the whole suite shares: the real model, loaded once, databases of both kinds, and no deadlines."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import HealthCheck, settings
 
+from gateway.database import Database
 from gateway.engines.weights import base_model_directory
+
+from . import databases
 
 if TYPE_CHECKING:
     from gateway.engines.embedded import EmbeddedEngine
@@ -42,3 +47,25 @@ def engine(model_directory: Path) -> Iterator[EmbeddedEngine]:
         opened = EmbeddedEngine.open(model_directory)
     yield opened
     asyncio.run(opened.close())
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[sa.URL]:
+    """A PostgreSQL server, started when the first test asks for it."""
+    with databases.postgresql() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def new_database(request: pytest.FixtureRequest) -> databases.NewDatabase:
+    """Makes empty databases. What depends on it runs once on each kind, unless parametrised with one, indirectly."""
+    if request.param == "sqlite":
+        return databases.sqlite_file
+    return partial(databases.postgresql_schema, request.getfixturevalue("postgresql"))
+
+
+@pytest.fixture
+def database(new_database: databases.NewDatabase) -> Iterator[Database]:
+    """An empty database, without tables."""
+    with databases.opened(new_database) as database:
+        yield database

@@ -7,8 +7,9 @@ from typing import Annotated, Any, TypeVar
 
 import sqlalchemy as sa
 from fastapi import APIRouter, Header, Query, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 
+from gateway.api.negotiation import best
 from gateway.auth import Principal
 from gateway.errors import BadRequestError, NotFoundError
 from gateway.registry import RegistryError
@@ -16,6 +17,14 @@ from gateway.state import Gateway, GatewayState, KeyHolder
 from metering import Grouping, MeteringError, earnings, entries, statement
 
 T = TypeVar("T")
+_FORMS = ("application/json", "text/csv", "text/html")
+# The page has a style of its own and nothing else: no script, no image, nothing from elsewhere.
+_PAGE = {
+    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
 router = APIRouter(prefix="/v1/contributors/{contributor}", tags=["Contributors"])
 
 
@@ -27,7 +36,7 @@ async def _query(gateway: Gateway, read: Callable[[sa.Connection], T]) -> T:
         raise BadRequestError(str(error)) from None
 
 
-async def _readable(gateway: Gateway, contributor: str, principal: Principal) -> str:
+async def readable(gateway: Gateway, contributor: str, principal: Principal) -> str:
     """The contributor's id, `me` resolved, if the key may read it."""
     principal.require("contributor", "operator")
     own = principal.subject if principal.role == "contributor" else None
@@ -51,7 +60,7 @@ async def read_earnings(
     group_by: Annotated[Grouping | None, Query()] = None,
 ) -> dict[str, Any]:
     """What a contributor earned, and by what."""
-    who = await _readable(gateway, contributor, principal)
+    who = await readable(gateway, contributor, principal)
     return (await _query(gateway, lambda c: earnings(c, who, period, group_by))).as_json()
 
 
@@ -64,7 +73,7 @@ async def read_entries(
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> dict[str, Any]:
     """A contributor's postings, newest last, each with its log index."""
-    who = await _readable(gateway, contributor, principal)
+    who = await readable(gateway, contributor, principal)
     return (await _query(gateway, lambda c: entries(c, who, after, limit))).as_json()
 
 
@@ -74,13 +83,19 @@ async def read_statement(
     period: str,
     gateway: GatewayState,
     principal: KeyHolder,
-    accept: Annotated[str, Header()] = "application/json",
+    accept: Annotated[list[str] | None, Header(description=", ".join(_FORMS))] = None,
 ) -> Response:
-    """A contributor's account statement for a month: JSON, or CSV with `Accept: text/csv`."""
-    who = await _readable(gateway, contributor, principal)
+    """A contributor's account statement for a month: JSON, CSV, or a page to print, by `Accept`."""
+    who = await readable(gateway, contributor, principal)
+    form = best(None if accept is None else ",".join(accept), _FORMS)
+    if form is None:
+        raise BadRequestError(f"a statement comes as {', '.join(_FORMS)}", "Accept", "not_acceptable", status=406)
     found = await _query(gateway, lambda c: statement(c, who, period))
-    if "text/csv" in accept:
-        name = f"{who}-{period}.csv"
-        headers = {"content-disposition": f'attachment; filename="{name}"'}
+    headers = {"vary": "accept", "cache-control": "private, no-cache"}
+    if form == "text/csv":
+        headers["content-disposition"] = f'attachment; filename="{who}-{period}.csv"'
         return Response(found.as_csv(), media_type="text/csv", headers=headers)
-    return JSONResponse(found.as_json())
+    if form == "text/html":
+        name = (await gateway.transactions.read(lambda c: gateway.registry.contributor(c, who))).name
+        return HTMLResponse(found.as_html(name), headers=headers | _PAGE)
+    return JSONResponse(found.as_json(), headers=headers)

@@ -2,40 +2,53 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncIterator, Callable
+import re
+from collections.abc import AsyncIterator
 from typing import Any
 
-import orjson
+import structlog
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel
-from starlette.types import Receive, Scope, Send
 
+from gateway.api.replies import ChatShape, CompletionShape, EventStream, Shape, Told, events, whole
 from gateway.api.requests import (
-    SCHEMA_REFERENCE,
     ChatRequest,
     CompletionRequest,
     EmbeddingRequest,
     encode_vector,
-    read_body,
+    parse,
+    read_document,
+    takes,
 )
+from gateway.auth import Principal
 from gateway.catalogue import ServedModel
+from gateway.embeddings import Embedded
 from gateway.engines import Delta, SamplingParams
-from gateway.errors import BadRequestError, body_of
-from gateway.exchange import Answer, Question
+from gateway.errors import BadRequestError
+from gateway.exchange import Question, Said
 from gateway.grounding import Message
+from gateway.idempotency import Claim, Replay, ResponseExpiredError, look_up
 from gateway.state import Gateway, GatewayState, KeyHolder
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
-Chunk = dict[str, Any]
+_KEY_HEADER = "Idempotency-Key"
+_KEY = re.compile("[ -~]{1,255}")
+_REPLAYED = {"idempotent-replayed": "true"}
+
+
+_KEYED = {
+    "name": _KEY_HEADER,
+    "in": "header",
+    "required": False,
+    "description": "answered and charged once, however often it is sent with the same body",
+    "schema": {"type": "string", "pattern": f"^{_KEY.pattern}$"},
+}
 
 
 def _takes(kind: type[BaseModel]) -> dict[str, Any]:
-    """The OpenAPI fragment of a route that reads its own body."""
-    schema = {"$ref": SCHEMA_REFERENCE.format(model=kind.__name__)}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+    return {**takes(kind), "parameters": [_KEYED]}
 
 
 @router.get("/models")
@@ -56,9 +69,13 @@ async def retrieve_model(name: str, gateway: GatewayState, caller: KeyHolder) ->
 async def chat_completions(request: Request, gateway: GatewayState, caller: KeyHolder) -> Response:
     """Answer a conversation."""
     caller.require("caller")
-    body = await read_body(request, ChatRequest, gateway.settings.limits.body_bytes)
+    document = await read_document(request, gateway.settings.limits.body_bytes)
+    body = parse(document, ChatRequest)
     if body.max_tokens is not None and body.max_completion_tokens is not None:
         raise BadRequestError("give max_completion_tokens or max_tokens, not both", "max_tokens")
+    once = await _once(request, gateway, caller.subject, document)
+    if isinstance(once, Replay):
+        return _answer_again(once, body, ChatShape())
     # OpenAI's newer name for the system role.
     roles = {"developer": "system"}
     model = _model(request, gateway, body.model, "chat")
@@ -73,30 +90,42 @@ async def chat_completions(request: Request, gateway: GatewayState, caller: KeyH
         sampling=_sampling(gateway, body, body.max_completion_tokens or body.max_tokens),
         mode=(body.attribution and body.attribution.mode) or gateway.settings.attribution.mode,
     )
-    return await _answer(gateway, caller.subject, question, body, _ChatShape())
+    return await _answer(gateway, caller, question, body, ChatShape(), once)
 
 
 @router.post("/completions", openapi_extra=_takes(CompletionRequest))
 async def completions(request: Request, gateway: GatewayState, caller: KeyHolder) -> Response:
     """Continue a text. A raw prompt is not grounded."""
     caller.require("caller")
-    body = await read_body(request, CompletionRequest, gateway.settings.limits.body_bytes)
+    document = await read_document(request, gateway.settings.limits.body_bytes)
+    body = parse(document, CompletionRequest)
+    once = await _once(request, gateway, caller.subject, document)
+    if isinstance(once, Replay):
+        return _answer_again(once, body, CompletionShape())
     question = Question(
         model=_model(request, gateway, body.model, "chat"),
         prompt=body.prompt,
         sampling=_sampling(gateway, body, body.max_tokens),
         mode=(body.attribution and body.attribution.mode) or gateway.settings.attribution.mode,
     )
-    return await _answer(gateway, caller.subject, question, body, _CompletionShape())
+    return await _answer(gateway, caller, question, body, CompletionShape(), once)
 
 
 @router.post("/embeddings", openapi_extra=_takes(EmbeddingRequest))
 async def embeddings(request: Request, gateway: GatewayState, caller: KeyHolder) -> Response:
     """Turn texts into vectors."""
     caller.require("caller")
-    body = await read_body(request, EmbeddingRequest, gateway.settings.limits.body_bytes)
+    document = await read_document(request, gateway.settings.limits.body_bytes)
+    body = parse(document, EmbeddingRequest)
+    once = await _once(request, gateway, caller.subject, document)
+    if isinstance(once, Replay):
+        return _vectors(Embedded.again(once, len(body.texts)), body, _REPLAYED)
     model = _model(request, gateway, body.model, "embedding")
-    embedded = await gateway.embeddings.embed(caller.subject, model, body.texts)
+    embedded = await gateway.embeddings.embed(caller.subject, model, body.texts, key_id=caller.key_id, claim=once)
+    return _vectors(embedded, body, {})
+
+
+def _vectors(embedded: Embedded, body: EmbeddingRequest, headers: dict[str, str]) -> Response:
     tokens = embedded.usage.prompt_tokens
     data = [
         {"object": "embedding", "index": i, "embedding": encode_vector(vector, body.encoding_format or "float")}
@@ -104,11 +133,11 @@ async def embeddings(request: Request, gateway: GatewayState, caller: KeyHolder)
     ]
     content = {
         "object": "list",
-        "model": model.name,
+        "model": body.model,
         "data": data,
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }
-    return JSONResponse(content, headers=_headers(embedded.request_id))
+    return JSONResponse(content, headers=_headers(embedded.request_id) | headers)
 
 
 def _model(request: Request, gateway: Gateway, name: str, kind: str) -> ServedModel:
@@ -147,135 +176,74 @@ def _headers(request_id: str) -> dict[str, str]:
     return {"x-tributary-request-id": request_id, "x-request-id": request_id}
 
 
-class _ChatShape:
-    """How a chat answer is written."""
-
-    prefix = "chatcmpl"
-    whole = "chat.completion"
-    part = "chat.completion.chunk"
-
-    def opening(self) -> list[Chunk]:
-        """Choices that come before the first text."""
-        return [{"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}]
-
-    def delta(self, text: str, finish_reason: str | None) -> Chunk:
-        """A choice that adds text."""
-        content = {"content": text} if finish_reason is None else {}
-        return {"index": 0, "delta": content, "logprobs": None, "finish_reason": finish_reason}
-
-    def choice(self, text: str, finish_reason: str) -> Chunk:
-        """A complete choice."""
-        message = {"role": "assistant", "content": text, "refusal": None}
-        return {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
-
-
-class _CompletionShape:
-    """How a completion is written."""
-
-    prefix = "cmpl"
-    whole = part = "text_completion"
-
-    def opening(self) -> list[Chunk]:
-        """Choices that come before the first text."""
-        return []
-
-    def delta(self, text: str, finish_reason: str | None) -> Chunk:
-        """A choice that adds text."""
-        return {"index": 0, "text": text, "logprobs": None, "finish_reason": finish_reason}
-
-    def choice(self, text: str, finish_reason: str) -> Chunk:
-        """A complete choice."""
-        return {"index": 0, "text": text, "logprobs": None, "finish_reason": finish_reason}
-
-
-Shape = _ChatShape | _CompletionShape
-
-
 async def _answer(
-    gateway: Gateway, caller: str, question: Question, body: ChatRequest | CompletionRequest, shape: Shape
+    gateway: Gateway,
+    caller: Principal,
+    question: Question,
+    body: ChatRequest | CompletionRequest,
+    shape: Shape,
+    claim: Claim | None,
 ) -> Response:
-    answer = await gateway.pipeline.open(caller, question)
+    answer = await gateway.pipeline.open(caller.subject, question, key_id=caller.key_id, claim=claim)
     deltas = answer.deltas()
+
+    def told() -> Told:
+        return Told(request_id=answer.request_id, said=answer.said, attribution=answer.attribution)
+
     try:
         first = await anext(deltas, None)  # before any byte is sent, so that an engine that fails gets its own status
         if not body.stream:
-            text = (first.text if first else "") + "".join([delta.text async for delta in deltas])
-            return JSONResponse(_whole(answer, shape, text), headers=_headers(answer.request_id))
+            async for _ in deltas:
+                pass
+            return JSONResponse(whole(told(), shape), headers=_headers(answer.request_id))
     except BaseException:
         answer.abandon()
         raise
-    include_usage = body.stream_options is not None and body.stream_options.include_usage is True
-    events = _events(answer, shape, first, deltas, include_usage=include_usage)
-    return _EventStream(events, answer.abandon, _headers(answer.request_id))
+    written = events(told, shape, _texts(first, deltas), include_usage=_wants_usage(body))
+    return EventStream(written, answer.abandon, _headers(answer.request_id))
 
 
-def _whole(answer: Answer, shape: Shape, text: str) -> Chunk:
-    return _envelope(answer, shape, shape.whole) | {
-        "choices": [shape.choice(text, answer.finish_reason)],
-        "usage": _usage(answer),
-        "attribution": answer.attribution,
-    }
+async def _texts(first: Delta | None, rest: AsyncIterator[Delta]) -> AsyncIterator[str]:
+    if first is not None:
+        yield first.text
+    async for delta in rest:
+        yield delta.text
 
 
-async def _events(
-    answer: Answer, shape: Shape, first: Delta | None, rest: AsyncIterator[Delta], *, include_usage: bool
-) -> AsyncIterator[bytes]:
-    """Server-sent events: text as it comes; how it ended, usage and attribution only once they are committed."""
-    envelope = _envelope(answer, shape, shape.part)
-    if include_usage:
-        envelope["usage"] = None
-    if opening := shape.opening():
-        yield _event(envelope | {"choices": opening})
+def _answer_again(replay: Replay, body: ChatRequest | CompletionRequest, shape: Shape) -> Response:
+    """The first answer once more, in the shape that the body asks for, which is the shape that it had."""
+    told = Told(request_id=replay.request_id, said=Said.decode(replay.response), attribution=replay.attribution)
+    headers = _headers(replay.request_id) | _REPLAYED
+    if not body.stream:
+        return JSONResponse(whole(told, shape), headers=headers)
+
+    async def texts() -> AsyncIterator[str]:
+        yield told.said.text
+
+    return EventStream(events(lambda: told, shape, texts(), include_usage=_wants_usage(body)), lambda: None, headers)
+
+
+def _wants_usage(body: ChatRequest | CompletionRequest) -> bool:
+    return body.stream_options is not None and body.stream_options.include_usage is True
+
+
+async def _once(request: Request, gateway: Gateway, account: str, document: Any) -> Claim | Replay | None:
+    """What the request's Idempotency-Key stands for; None without one."""
+    keys = request.headers.getlist(_KEY_HEADER)
+    if not keys:
+        return None
+    if len(keys) > 1 or not _KEY.fullmatch(keys[0]):
+        raise BadRequestError(
+            "an Idempotency-Key is given once, and has 1 to 255 printable ASCII characters",
+            _KEY_HEADER,
+            "invalid_idempotency_key",
+        )
+    claim = Claim.of(account, keys[0], request.url.path, document)
     try:
-        if first is not None and first.text:
-            yield _event(envelope | {"choices": [shape.delta(first.text, None)]})
-        async for delta in rest:
-            if delta.text:
-                yield _event(envelope | {"choices": [shape.delta(delta.text, None)]})
-    except Exception as error:
-        yield _event(body_of(error)[1])
-        return
-    last = {"choices": [shape.delta("", answer.finish_reason)], "attribution": answer.attribution}
-    yield _event(envelope | last)
-    if include_usage:
-        yield _event(envelope | {"choices": [], "usage": _usage(answer)})
-    yield b"data: [DONE]\n\n"
-
-
-def _event(chunk: Chunk) -> bytes:
-    return b"data: " + orjson.dumps(chunk) + b"\n\n"
-
-
-def _envelope(answer: Answer, shape: Shape, kind: str) -> Chunk:
-    return {
-        "id": f"{shape.prefix}-{answer.request_id}",
-        "object": kind,
-        "created": int(time.time()),
-        "model": answer.question.model.name,
-        "system_fingerprint": None,
-    }
-
-
-def _usage(answer: Answer) -> dict[str, int]:
-    usage = answer.usage
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-    }
-
-
-class _EventStream(StreamingResponse):
-    """A stream that tells when it is over, however it ended."""
-
-    def __init__(self, events: AsyncIterator[bytes], on_end: Callable[[], None], headers: dict[str, str]) -> None:
-        headers = headers | {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        super().__init__(events, media_type="text/event-stream", headers=headers)
-        self._on_end = on_end
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the stream; the end is told even when the client left before the first byte."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._on_end()
+        found = await gateway.transactions.read(lambda c: look_up(c, claim))
+    except ResponseExpiredError as error:
+        structlog.contextvars.bind_contextvars(request_id=error.request_id)
+        raise
+    if isinstance(found, Replay):
+        structlog.contextvars.bind_contextvars(request_id=found.request_id, replayed=True)
+    return found

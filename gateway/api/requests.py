@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 import orjson
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, ValidationError, model_validator
 from pydantic.json_schema import models_json_schema
 from starlette.requests import ClientDisconnect
 
@@ -151,20 +151,40 @@ class EmbeddingRequest(_Body):
         return [self.input] if isinstance(self.input, str) else self.input
 
 
+def _is_rating(value: int) -> int:
+    if value not in (-1, 1):
+        raise ValueError("it must be 1 or -1")
+    return value
+
+
+class FeedbackRequest(_Body):
+    """The body of /v1/feedback."""
+
+    request_id: Annotated[str, Field(max_length=40)]
+    rating: Annotated[StrictInt, AfterValidator(_is_rating), Field(json_schema_extra={"enum": [-1, 1]})]
+    comment: Annotated[str, Field(max_length=4000, pattern=r"^[^\x00]*$")] | None = None
+
+
 def body_schemas() -> dict[str, Any]:
     """The JSON schemas of every body that a route reads for itself, for the OpenAPI document."""
-    kinds: list[type[BaseModel]] = [ChatRequest, CompletionRequest, EmbeddingRequest]
+    kinds: list[type[BaseModel]] = [ChatRequest, CompletionRequest, EmbeddingRequest, FeedbackRequest]
     _, schemas = models_json_schema([(kind, "validation") for kind in kinds], ref_template=SCHEMA_REFERENCE)
     found: dict[str, Any] = schemas["$defs"]
     return found
+
+
+def takes(kind: type[BaseModel]) -> dict[str, Any]:
+    """The OpenAPI fragment of a route that reads its own body."""
+    schema = {"$ref": SCHEMA_REFERENCE.format(model=kind.__name__)}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 # pydantic names the branch of a union in a fault's place; clients know only fields and positions.
 _BRANCH = re.compile(r"str|constrained-str|dict|list|none|.*\[.*\].*")
 
 
-async def read_body(request: Request, kind: type[Body], limit_bytes: int) -> Body:
-    """Parse a request body; raises BadRequestError that names the field."""
+async def read_document(request: Request, limit_bytes: int) -> Any:
+    """Read a request body as JSON; raises BadRequestError."""
     chunks, size = [], 0
     try:
         async for chunk in request.stream():
@@ -175,9 +195,13 @@ async def read_body(request: Request, kind: type[Body], limit_bytes: int) -> Bod
     except ClientDisconnect:
         raise BadRequestError("the client left before its request was read", status=499) from None
     try:
-        document = orjson.loads(b"".join(chunks))
+        return orjson.loads(b"".join(chunks))
     except orjson.JSONDecodeError as error:
         raise BadRequestError(f"the body is not JSON: {error}") from None
+
+
+def parse(document: Any, kind: type[Body]) -> Body:
+    """Take a body as what a route expects; raises BadRequestError that names the field."""
     try:
         return kind.model_validate(document)
     except ValidationError as error:

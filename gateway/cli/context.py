@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import orjson
-import sqlalchemy as sa
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -23,7 +22,7 @@ from gateway.registry import Registry
 from gateway.settings import Settings, load
 from gateway.transactions import ledger_write, require_signer
 from ledger_client import Log, Signer
-from metering import Books
+from metering import Books, Transaction
 
 # Where nobody watches, nothing is cut to the width of a screen.
 WIDE = None if sys.stdout.isatty() else 240
@@ -49,11 +48,10 @@ class Office:
     registry: Registry
 
     @contextmanager
-    def write(self) -> Iterator[sa.Connection]:
-        """A write transaction; what it appended to the log is sealed before it commits."""
-        with ledger_write(self.database, self.log) as connection:
-            yield connection
-            self.log.seal(connection)
+    def write(self) -> Iterator[Transaction]:
+        """A transaction on the books."""
+        with ledger_write(self.database, self.log) as transaction:
+            yield transaction
 
 
 @contextmanager
@@ -64,14 +62,14 @@ def office(config: Path) -> Iterator[Office]:
     try:
         database.require_current_schema()
         signer = Signer.load(settings.log.signing_key_file)
-        log = Log(signer)
+        log = Log(signer, settings.quorum)
         require_signer(database, log, signer, settings.log.origin)
         yield Office(
             settings=settings,
             database=database,
             signer=signer,
             log=log,
-            books=Books(log, settings.server.id, lambda: datetime.now(UTC)),
+            books=Books(settings.server.id, lambda: datetime.now(UTC)),
             registry=Registry(log),
         )
     finally:
@@ -80,7 +78,12 @@ def office(config: Path) -> Iterator[Office]:
 
 def print_json(value: object) -> None:
     """Print one JSON document."""
-    typer.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
+    typer.echo(json_text(value))
+
+
+def json_text(value: object) -> str:
+    """A JSON document, indented."""
+    return orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool, title: str = "") -> None:

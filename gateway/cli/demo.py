@@ -77,11 +77,14 @@ def demo(
         for question in json.loads((site.examples / "questions.json").read_text(encoding="utf-8"))["demo"][:questions]:
             _ask(site, client, question)
         _earnings(site, url, keys)
+        _step("Checking the log as an outsider, from what the gateway publishes")
+        key = httpx.get(f"{url}/log/key").text.strip()
+        _tell_checked(site.run("fsck", "--from-tiles", f"{url}/log", "--key", key))
         _step("Addresses and keys")
         for line in (
             f"gateway          {url}/v1   (any OpenAI client: set base_url to this)",
             f"transparency log {url}/log/checkpoint",
-            f"log key          {httpx.get(f'{url}/log/key').text.strip()}",
+            f"log key          {key}",
             f"metrics          {url}/metrics",
             *(f"{role:<16} {secret}" for role, secret in keys.items()),
         ):
@@ -92,7 +95,10 @@ def demo(
             out.print(f"  TRIBUTARY_KEY=… {_command()[0]} -m gateway.cli ask 'Who cast the fog bell on North Mole?'")
             _wait_for_interrupt()
     _step("Checking the books")
-    checked = site.run("fsck")
+    _tell_checked(site.run("fsck"))
+
+
+def _tell_checked(checked: dict[str, Any]) -> None:
     out.print(f"fsck: {'ok' if checked['ok'] else checked['findings']}, {checked['entries']} entries")
 
 
@@ -108,9 +114,9 @@ def lay_out(site: Site) -> dict[str, str]:
     prepare(site.folder, DEFAULT_ORIGIN)
     manifest = tomllib.loads((site.examples / "corpora.toml").read_text(encoding="utf-8"))
     with office(config) as o:
-        with o.write() as connection:
+        with o.write() as transaction:
             for contributor in manifest["contributors"]:
-                o.registry.add_contributor(connection, contributor["id"], contributor["name"])
+                o.registry.add_contributor(transaction, contributor["id"], contributor["name"])
         out.print(f"{len(manifest['contributors'])} contributors")
         _ingest_corpora(o, site, manifest)
         _register_adapters(o, site, manifest)
@@ -146,9 +152,10 @@ def _register_adapters(o: Office, site: Site, manifest: dict[str, Any]) -> None:
 
 
 def _make_keys(o: Office) -> dict[str, str]:
-    with o.write() as connection:
+    with o.write() as transaction:
+        connection = transaction.connection
         caller = create_key(connection, role="caller", name="demo caller")
-        o.books.grant_credit(connection, caller.principal.subject, 1_000_000_000, "demo credit", new_id("grant"))
+        o.books.grant_credit(transaction, caller.principal.subject, 1_000_000_000, "demo credit", new_id("grant"))
         owner = create_key(connection, role="contributor", name="demo contributor", contributor="harbour-office")
         operator = create_key(connection, role="operator", name="demo operator")
     return {"caller": caller.secret, "contributor": owner.secret, "operator": operator.secret}

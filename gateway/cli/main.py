@@ -11,21 +11,52 @@ from rich.text import Text
 
 from gateway.answers import UnknownRequestError
 from gateway.auth import UnknownKeyError
-from gateway.cli import asking, material, people, proofs, reading, server
+from gateway.cli import (
+    archiving,
+    asking,
+    checking,
+    ledgers,
+    material,
+    people,
+    proofs,
+    reading,
+    server,
+    settling,
+    witness,
+)
 from gateway.cli.context import err
 from gateway.cli.demo import DemoError, demo
+from gateway.corrections import CorrectionError
 from gateway.database import DatabaseError
 from gateway.engines import EngineError
 from gateway.engines.weights import WeightsError
+from gateway.payout_addresses import NoChainError
 from gateway.registry import RegistryError
 from gateway.settings import SettingsError
-from ledger_client import CheckpointError, EntryConflict, KeyFileError, LogError
-from metering import CommitError, MeteringError
+from ledger_client import (
+    AddressError,
+    ArchiveError,
+    ChainError,
+    CheckpointError,
+    EntryConflict,
+    KeyFileError,
+    LogError,
+    NotInLog,
+    PeriodError,
+    ProofError,
+    SettlementError,
+    WitnessStateError,
+)
+from metering import CommitError, IntentError, MeteringError
 from retrieval import DocumentError, EmbedderError, EmbedderMismatchError
 
 EXPECTED = (
+    AddressError,
+    ChainError,
+    ArchiveError,
     CheckpointError,
     CommitError,
+    CorrectionError,
     DatabaseError,
     DemoError,
     DocumentError,
@@ -33,16 +64,23 @@ EXPECTED = (
     EmbedderMismatchError,
     EngineError,
     EntryConflict,
+    IntentError,
     KeyFileError,
     LogError,
     MeteringError,
+    NotInLog,
     OSError,
+    NoChainError,
+    PeriodError,
+    ProofError,
     RegistryError,
     asking.RefusedError,
     SettingsError,
+    SettlementError,
     UnknownKeyError,
     UnknownRequestError,
     WeightsError,
+    WitnessStateError,
     httpx.TransportError,
     sa.exc.SQLAlchemyError,
 )
@@ -57,11 +95,13 @@ app.command()(server.init)
 app.command()(server.serve)
 app.command()(server.migrate)
 app.command()(demo)
-app.command("fsck")(proofs.run_fsck)
+app.command("fsck")(checking.run_fsck)
 app.command()(material.ingest)
 app.command()(asking.ask)
 app.command()(reading.earnings)
 app.command()(reading.statement)
+app.command()(settling.settle)
+app.command()(settling.anchor)
 app.command()(proofs.receipt)
 app.command()(proofs.verify)
 app.command("log-key")(proofs.log_key)
@@ -70,7 +110,12 @@ app.add_typer(people.contributors, name="contributor")
 app.add_typer(people.keys, name="key")
 app.add_typer(material.documents, name="document")
 app.add_typer(material.adapters, name="adapter")
+app.add_typer(settling.payouts, name="payouts")
 app.add_typer(reading.attributions, name="attribution")
+app.add_typer(ledgers.ledgers, name="ledger")
+app.add_typer(archiving.archive, name="archive")
+app.add_typer(witness.witness, name="witness")
+app.add_typer(reading.ratings, name="feedback")
 
 
 def main() -> None:

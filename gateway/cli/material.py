@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +30,7 @@ from gateway.cli.context import (
 )
 from gateway.engines import AdapterFiles, Engine
 from gateway.registry import Adapter, RegistryError
+from metering import Transaction
 from retrieval import Embedder, FileOutcome, PreparedDocument, Retriever, Terms
 
 documents = typer.Typer(no_args_is_help=True, help="Documents and their owners.")
@@ -64,9 +66,17 @@ def ingest_paths(
     with o.database.read() as connection:
         o.registry.contributor(connection, terms.owner)
 
-    def register(connection: sa.Connection, document: PreparedDocument) -> None:
+    writing: list[Transaction] = []
+
+    @contextmanager
+    def begin() -> Iterator[sa.Connection]:
+        with o.write() as transaction:
+            writing[:] = [transaction]
+            yield transaction.connection
+
+    def register(_connection: sa.Connection, document: PreparedDocument) -> None:
         o.registry.register_document(
-            connection,
+            writing[0],
             document=document.id,
             corpus=terms.corpus,
             owner=terms.owner,
@@ -79,7 +89,7 @@ def ingest_paths(
         task = bar.add_task(f"ingesting into {terms.corpus}", total=None)
         outcomes = list(
             retrieval.ingest(
-                o.write,
+                begin,
                 paths,
                 terms=terms,
                 embedder=embedder,
@@ -126,11 +136,11 @@ def show_document(document: str, config: ConfigOption = DEFAULT_CONFIG, *, as_js
 @documents.command("withdraw")
 def withdraw_document(document: str, config: ConfigOption = DEFAULT_CONFIG, *, as_json: JsonOption = False) -> None:
     """Offer a document no more, from the next request on. What it earned stays."""
-    with office(config) as o, o.write() as connection:
-        if retrieval.find_document(connection, document) is None:
+    with office(config) as o, o.write() as transaction:
+        if retrieval.find_document(transaction.connection, document) is None:
             raise RegistryError(f"there is no document {document!r}; `tributary document list` shows them")
-        changed = retrieval.withdraw(connection, document, at=datetime.now(UTC))
-        index = o.registry.withdraw_document(connection, document)
+        changed = retrieval.withdraw(transaction.connection, document, at=datetime.now(UTC))
+        index = o.registry.withdraw_document(transaction, document)
     if as_json:
         print_json({"document": document, "changed": changed, "log_index": index})
     else:
@@ -173,9 +183,9 @@ def register_adapter(
     """Have the engine try an adapter, then date it in the log. Raises AdapterRejected or RegistryError."""
     files = AdapterFiles.read(path.resolve())
     asyncio.run(engine.load(files))
-    with o.write() as connection:
+    with o.write() as transaction:
         return o.registry.add_adapter(
-            connection,
+            transaction,
             name=name,
             digest=files.digest,
             path=files.path,
@@ -197,11 +207,11 @@ def list_adapters(config: ConfigOption = DEFAULT_CONFIG, *, as_json: JsonOption 
 @adapters.command("remove")
 def remove(name: str, config: ConfigOption = DEFAULT_CONFIG) -> None:
     """Stop offering an adapter. What it earned stays; a served model that names it must be changed first."""
-    with office(config) as o, o.write() as connection:
+    with office(config) as o, o.write() as transaction:
         users = [model.name for model in o.settings.models if model.adapter == name]
         if users:
             raise RegistryError(f"model {users[0]!r} uses adapter {name!r}; change the configuration first")
-        o.registry.remove_adapter(connection, name)
+        o.registry.remove_adapter(transaction.connection, name)
     out.print(f"removed {name}")
 
 

@@ -15,14 +15,14 @@ from typing import Annotated
 import structlog
 import typer
 import uvicorn
-from fastapi import FastAPI
 from pydantic import ValidationError
+from starlette.applications import Starlette
 
 from gateway.app import create_app
 from gateway.cli.context import DEFAULT_CONFIG, ConfigOption, JsonOption, out, print_json, say
 from gateway.database import Database, DatabaseError
 from gateway.observe import configure_logging
-from gateway.settings import LogSection, Settings, load
+from gateway.settings import LogSection, load
 from ledger_client import Log, Signer
 
 log = structlog.get_logger(__name__)
@@ -65,7 +65,12 @@ def prepare(folder: Path, origin: str) -> None:
     settings = load(config)
     _migrate(config)
     if not settings.log.signing_key_file.exists():
-        _make_key(settings)
+        database = Database(settings.database.url)
+        try:
+            make_key(settings.log.signing_key_file, settings.log.origin, database)
+        finally:
+            database.close()
+        say(f"made the signing key {settings.log.signing_key_file}")
     say(f"log key: {Signer.load(settings.log.signing_key_file).verifier_key}")
 
 
@@ -81,9 +86,9 @@ def serve(
 ) -> None:
     """Run the gateway until it is told to stop; then finish and meter what is being answered."""
     settings = load(config)
-    with _bind(host or settings.server.host, settings.server.port if port is None else port) as listener:
+    with bind(host or settings.server.host, settings.server.port if port is None else port) as listener:
         configure_logging()
-        asyncio.run(_run(create_app(settings), listener))
+        asyncio.run(run(create_app(settings), listener))
 
 
 class _Server(uvicorn.Server):
@@ -97,8 +102,8 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def _run(app: FastAPI, listener: socket.socket) -> None:
-    """Open the gateway, serve until a signal, close it. What keeps it from opening is raised; uvicorn would log it."""
+async def run(app: Starlette, listener: socket.socket) -> None:
+    """Open the app, serve until a signal, close it. What keeps it from opening is raised; uvicorn would log it."""
     config = uvicorn.Config(
         app, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=SHUTDOWN_S
     )
@@ -112,7 +117,7 @@ async def _run(app: FastAPI, listener: socket.socket) -> None:
         await server.serve(sockets=[listener])
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int) -> socket.socket:
     """A socket with its address, which does not listen yet. Raises ListenError."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -143,22 +148,17 @@ def check(config: ConfigOption = DEFAULT_CONFIG, *, as_json: JsonOption = False)
     say(f"{config}: ok")
 
 
-def _make_key(settings: Settings) -> None:
-    """Make the log's signing key, unless the database holds a log that another key has signed."""
-    key_file = settings.log.signing_key_file
-    signer = Signer.generate(settings.log.origin)
-    database = Database(settings.database.url)
-    try:
-        with database.read() as connection:
-            entries = Log(signer).size(connection)
-    finally:
-        database.close()
+def make_key(key_file: Path, origin: str, database: Database) -> Signer:
+    """Make a log's signing key, unless the database holds a log that another key has signed."""
+    signer = Signer.generate(origin)
+    with database.read() as connection:
+        entries = Log(signer).size(connection)
     if entries:
         raise DatabaseError(
             f"the database holds a log of {entries} entries that another key signed; put back {key_file}"
         )
     signer.save(key_file)
-    say(f"made the signing key {key_file}")
+    return signer
 
 
 def _migrate(config: Path) -> None:

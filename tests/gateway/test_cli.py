@@ -216,6 +216,67 @@ def test_keys(run: Run) -> None:
     assert run("key", "create", "--role", "contributor", "--name", "x", "--contributor", "nobody").code == 1
 
 
+def test_keys_with_limits(run: Run) -> None:
+    run("key", "create", "--role", "caller", "--name", "app", "--credit", "2", "--monthly-usd", "20")
+    shared = ("--account-of", "app", "--requests-per-minute", "60", "--tokens-per-minute", "9000")
+    run("key", "create", "--role", "caller", "--name", "second", *shared)
+    app, second = run("key", "list", "--json").json
+    assert app["subject"] == second["subject"]
+    assert second["available_usd"] == "2.000000000"
+    unlimited = {"monthly_usd": None, "requests_per_minute": None, "tokens_per_minute": None}
+    unspent = unlimited | {"spent_this_month_usd": "0.000000000"}
+    assert app["limits"] == unspent | {"monthly_usd": "20.000000000"}
+    assert second["limits"] == unspent | {"requests_per_minute": 60, "tokens_per_minute": 9000}
+    assert app["account_limits"] is None
+    assert (
+        "second: 10 requests/min, 9000 tokens/min" in run("key", "limit", "second", "--requests-per-minute", "10").out
+    )
+    assert "the account of app: 0.0" in run("key", "limit", "app", "--account", "--monthly-usd", "9.5").out
+    assert run("key", "list", "--json").json[1]["account_limits"] == unspent | {"monthly_usd": "9.500000000"}
+    assert "9000 tokens/min" in run("key", "list").out
+    assert run("key", "limit", "second", "--none").out.strip() == "second: no limits"
+    assert run("key", "list", "--json").json[1]["limits"] is None
+    run("key", "revoke", "app")
+    assert run("key", "list", "--json").json[0]["limits"] == unspent | {"monthly_usd": "20.000000000"}
+
+
+def test_limits_that_cannot_be_are_usage_errors(run: Run) -> None:
+    run("key", "create", "--role", "operator", "--name", "op")
+    run("key", "create", "--role", "caller", "--name", "app")
+    for wrong in (
+        ("create", "--role", "operator", "--name", "x", "--monthly-usd", "1"),
+        ("create", "--role", "operator", "--name", "x", "--account-of", "app"),
+        ("create", "--role", "caller", "--name", "x", "--account-of", "op"),
+        ("create", "--role", "caller", "--name", "x", "--requests-per-minute", "-1"),
+        ("limit", "app"),
+        ("limit", "app", "--none", "--monthly-usd", "1"),
+        ("limit", "app", "--monthly-usd", "much"),
+        ("limit", "op", "--monthly-usd", "1"),
+    ):
+        assert run("key", *wrong).code == 2, wrong
+    assert run("key", "limit", "nobody", "--none").code == 1
+    assert len(run("key", "list", "--json").json) == 2
+
+
+def test_a_statement_in_each_form_printed_and_in_a_file(run: Run, tmp_path: Path) -> None:
+    run("contributor", "add", "ada", "--name", "Ada & Co")
+    stated = ("statement", "ada", "2025-01")
+    assert run(*stated, "--json").json["lines"] == []
+    assert "Ada &amp; Co" in run(*stated, "--html").out
+    for form in ("--csv", "--html", "--json"):
+        written = tmp_path / "statement"
+        assert run(*stated, form, "--out", str(written)).code == 0
+        assert written.read_bytes().decode() == run(*stated, form).out
+    assert "the period is open" in run(*stated).out
+    assert run(*stated, "--csv", "--html").code == 2
+    assert run(*stated, "--out", "x").code == 2
+
+
+def test_feedback_without_any(run: Run) -> None:
+    assert run("feedback", "list", "--json").json == []
+    assert run("feedback", "list", "--request", "req_x").code == 0
+
+
 def test_documents(run: Run, tmp_path: Path) -> None:
     run("contributor", "add", "ada")
     page = tmp_path / "clock.md"
@@ -283,6 +344,40 @@ def test_fsck_names_a_posting_that_was_moved(run: Run, tmp_path: Path) -> None:
     broken = run("fsck", "--json")
     assert broken.code == 1
     assert ("I3", 0) in {(finding["invariant"], finding["log_index"]) for finding in broken.json["findings"]}
+
+
+def test_a_log_is_archived_checked_by_an_outsider_and_restored(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        run("contributor", "add", f"who-{number}")
+    assert run("archive", "export", "copy", "--json").json["size"] == 3
+    assert run("archive", "export", "copy").out.strip() == "archived 3 entries, 0 of them new: 0 files written"
+    key = run("log-key").out.strip()
+    copy, outside = str(tmp_path / "copy"), tmp_path / "outside"
+    outside.mkdir()
+    monkeypatch.chdir(outside)
+    assert run("fsck", "--from-tiles", copy).code == 2
+    assert run("fsck", "--from-tiles", copy, "--key", key).out.strip() == "fsck: ok, 3 entries"
+    assert run("archive", "check", copy, "--key", key, "--json").json == {"ok": True, "entries": 3, "findings": []}
+    assert run("archive", "check", "nowhere", "--key", key).out.startswith("I5: there is no checkpoint")
+    other = Signer.generate("tributary").verifier_key
+    assert run("archive", "check", copy, "--key", other).code == 1
+
+    assert run("init", "--origin", key.split("+")[0]).code == 0
+    (outside / "log.key").write_bytes((tmp_path / "log.key").read_bytes())
+    restored = run("archive", "restore", copy)
+    assert (restored.code, restored.out.startswith("restored 3 entries, equal to the archive")) == (0, True)
+    again = run("archive", "restore", copy)
+    assert (again.code, again.err.startswith("error: the database has a log already")) == (1, True)
+    assert run("fsck").out.strip() == "fsck: ok, 3 entries"
+    assert run("archive", "export", "http://127.0.0.1/log").code == 1
+
+    bundle = tmp_path / "copy/tile/entries/000.p/3"
+    bundle.write_bytes(bundle.read_bytes().replace(b"who-1", b"who-7"))
+    broken = run("fsck", "--from-tiles", copy, "--key", key, "--json")
+    assert broken.code == 1
+    assert ("I8", 1) in {(finding["invariant"], finding["log_index"]) for finding in broken.json["findings"]}
 
 
 def test_verify_says_which_step_failed(run: Run, tmp_path: Path) -> None:

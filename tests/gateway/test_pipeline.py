@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,108 +14,18 @@ import pytest
 import sqlalchemy as sa
 
 from gateway import answers, pipeline
-from gateway.app import open_gateway
-from gateway.auth import create_key
 from gateway.cli.context import office
-from gateway.cli.material import ingest_paths
-from gateway.database import Database, DatabaseError
+from gateway.database import DatabaseError
 from gateway.engines import EngineUnavailable, PromptTooLong, SamplingParams
-from gateway.exchange import Question
-from gateway.grounding import Message
 from gateway.identifiers import new_id
 from gateway.settings import load
-from gateway.state import Gateway
-from ledger_client import Entry, Signer, fsck, fsck_derived
-from metering import CommitError, InsufficientCredit, balances
-from retrieval import Terms
-from tests.fakes import FakeEngine
-from tests.retrieval.kit import HashingEmbedder
-
-CONFIG = """
-[engine]
-name = "fake-base"
-
-[[policies]]
-name = "default"
-
-[[models]]
-name = "plain"
-base = "fake-base"
-price = { prompt = "0.001", completion = "1.000" }
-
-[[models]]
-name = "guide"
-base = "fake-base"
-corpora = ["town"]
-price = { prompt = "0.001", completion = "1.000" }
-"""
-CREDIT_NANO = 100_000_000
-
-
-class Site:
-    """A folder with books, a caller with credit, and an engine to fail."""
-
-    def __init__(self, folder: Path) -> None:
-        self.config = folder / "tributary.toml"
-        self.config.write_text(CONFIG)
-        self.engine = FakeEngine(text="The bell was cast by Petra.")
-        Signer.generate("tributary.local/log").save(folder / "log.key")
-        self.embedder = HashingEmbedder()
-        self.settings = load(self.config)
-        database = Database(self.settings.database.url)
-        database.migrate()
-        database.close()
-        page = folder / "bell.md"
-        page.write_text("# The bell\nThe bell was cast by Petra in 1803.\n")
-        with office(self.config) as o:
-            with o.write() as connection:
-                o.registry.add_contributor(connection, "ada", "Ada")
-                self.caller = create_key(connection, role="caller", name="me").principal.subject
-                o.books.grant_credit(connection, self.caller, CREDIT_NANO, "test", new_id("grant"))
-            ingest_paths(o, self.embedder, [page], Terms(corpus="town", owner="ada", licence="CC0-1.0"))
-
-    @asynccontextmanager
-    async def open(self) -> AsyncIterator[Gateway]:
-        async with open_gateway(
-            self.settings, engine=lambda _: self.engine, embedder=lambda _: self.embedder
-        ) as gateway:
-            yield gateway
-
-    def question(self, gateway: Gateway, model: str = "plain", **options: Any) -> Question:
-        served = gateway.catalogue.find(model, "chat")
-        return Question(
-            model=served,
-            corpora=served.corpora,
-            top_k=served.top_k,
-            messages=(Message(role="user", content="Who cast the bell?"),),
-            sampling=SamplingParams(max_tokens=100, temperature=0),
-            **options,
-        )
-
-    def entries(self, kind: str) -> list[dict[str, Any]]:
-        with office(self.config) as o, o.database.read() as connection:
-            found = [Entry.decode(raw) for _, raw in o.log.entries(connection)]
-        return [dict(entry.data) for entry in found if entry.type == kind]
-
-    def check(self) -> dict[str, int]:
-        """Every invariant holds and nothing is reserved; returns the balances."""
-        with office(self.config) as o, o.database.read() as connection:
-            held = dict(balances(connection))
-            found = fsck(o.log.entries(connection), o.log.checkpoints(connection), held, o.signer.verifier)
-            assert found + fsck_derived(connection) == []
-            assert o.books.balance(connection, self.caller).pending_nano == 0
-        return held
+from metering import CommitError, Expected, InsufficientCredit, Transaction
+from tests.gateway.kit import CONFIG, CREDIT_NANO, Site, until
 
 
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
     return Site(tmp_path)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def test_the_last_byte_goes_only_when_the_usage_is_in_the_log(site: Site) -> None:
@@ -212,8 +122,8 @@ async def test_stopping_the_gateway_meters_what_is_under_way(site: Site) -> None
 
 
 async def test_a_crash_between_admission_and_metering_is_voided_at_the_next_start(site: Site) -> None:
-    with office(site.config) as o, o.write() as connection:
-        o.books.admit(connection, site.caller, 5000, new_id("req"))
+    with office(site.config) as o, o.write() as transaction:
+        o.books.admit(transaction, site.caller, 5000, new_id("req"))
     async with site.open():
         pass
     (voided,) = site.entries("request.voided")
@@ -224,13 +134,11 @@ async def test_a_crash_between_admission_and_metering_is_voided_at_the_next_star
 async def test_a_commit_that_fails_is_told_and_the_answer_is_not_called_complete(site: Site) -> None:
     async with site.open() as gateway:
         answer = await gateway.pipeline.open(site.caller, site.question(gateway))
-        gateway.log.seal = _fail  # type: ignore[method-assign]
-        pipeline_committer = gateway.pipeline._transactions._committer
-        pipeline_committer._seal = _fail
+        committer = gateway.pipeline._transactions._committer
+        begin, committer._begin = committer._begin, _fail
         with pytest.raises(CommitError):
             [delta async for delta in answer.deltas()]
-        del gateway.log.seal
-        pipeline_committer._seal = gateway.log.seal
+        committer._begin = begin
     assert site.entries("usage.recorded") == []
     async with site.open():  # the next start ends what the failure left open
         pass
@@ -241,15 +149,15 @@ async def test_a_commit_that_fails_is_told_and_the_answer_is_not_called_complete
 async def test_a_failed_commit_is_voided_as_soon_as_the_ledger_is_back(site: Site) -> None:
     async with site.open() as gateway:
         committer = gateway.pipeline._transactions._committer
-        seal, failures = committer._seal, iter([OSError("disk")])
+        begin, failures = committer._begin, iter([OSError("disk")])
 
-        def fail_once(connection: sa.Connection) -> object:
+        def fail_once() -> AbstractContextManager[sa.Connection]:
             if error := next(failures, None):
                 raise error
-            return seal(connection)
+            return begin()
 
         answer = await gateway.pipeline.open(site.caller, site.question(gateway))
-        committer._seal = fail_once
+        committer._begin = fail_once
         with pytest.raises(CommitError):
             [delta async for delta in answer.deltas()]
         await until(lambda: bool(site.entries("request.voided")))
@@ -283,8 +191,8 @@ async def test_an_attribution_whose_reply_was_lost_is_found_and_not_failed(
         transactions, commit = gateway.pipeline._transactions, gateway.pipeline._transactions.commit
         lost = iter([True])
 
-        async def lose_the_reply(kind: str, work: Callable[[sa.Connection], Any]) -> Any:
-            done = await commit(kind, work)
+        async def lose_the_reply(kind: str, work: Callable[[Transaction], Any], *expected: Expected) -> Any:
+            done = await commit(kind, work, *expected)
             if kind == "attribution" and next(lost, False):
                 raise CommitError("the reply was lost")
             return done
@@ -309,7 +217,7 @@ async def test_a_text_that_the_embedder_would_not_see_whole_is_refused_unpaid(si
     assert site.check()["suspense"] == 0
 
 
-def _fail(_connection: object) -> None:
+def _fail() -> AbstractContextManager[sa.Connection]:
     raise OSError("no space left on device")
 
 
@@ -360,8 +268,8 @@ async def test_a_scorer_that_returns_nonsense_fails_the_job_and_leaves_the_money
 
     site.engine.score_as = lambda prompt, answer: [-0.1 if "Petra in 1803" in prompt else -2.0] * len(answer)
     site.engine.down = False
-    with office(site.config) as o, o.write() as connection:
-        answers.retry(connection, answer.request_id)
+    with office(site.config) as o, o.write() as transaction:
+        answers.retry(transaction.connection, answer.request_id)
     async with site.open() as gateway:
         await until(lambda: bool(site.entries("answer.attributed")))
         row = await gateway.transactions.read(lambda c: answers.find(c, answer.request_id))
@@ -395,8 +303,8 @@ async def test_an_answer_is_split_by_the_policy_under_which_it_was_given(site: S
     async with site.open():
         await until(lambda: bool(site.entries("answer.attributed")))
     assert site.check()["contributor:ada"] == pytest.approx(int(answer.attribution["charge_nano"]) * 0.7, abs=1)
-    policies = site.entries("policy.published")
-    assert [policy["version"] for policy in policies] == [1, 2]
+    policies = [(policy["policy"], policy["version"]) for policy in site.entries("policy.published")]
+    assert policies == [("default:fake-base", 1), ("default:all-minilm-l6-v2", 1), ("default", 2)]
 
 
 async def _never(_request_id: str) -> dict[str, Any]:

@@ -6,8 +6,15 @@ import pytest
 import sqlalchemy as sa
 
 from gateway.settings import Settings, SettingsError, load
+from ledger_client import WitnessSigner
 
 TEMPLATE = Path("gateway/tributary.toml")
+WITNESS = """
+[[witnesses]]
+name = 'w1'
+url = 'http://127.0.0.1:7070/w1'
+key = 'remora.n621.de+da77ade7+BOvN63jn/bLvkieywe8R6UYAtVtNbZpXh34x7onlmtw2'
+"""
 
 
 def write(folder: Path, text: str) -> Path:
@@ -51,6 +58,16 @@ def test_the_template_states_the_defaults() -> None:
         ("[server]\nid = 'ok NOT ok'\n", "server.id"),
         ("[engine]\nname = 'a b'\n", "engine.name"),
         ("[log]\norigin = 'a b'\n", "log.origin"),
+        ("[log]\nquorum = 1\n", "log.quorum asks for witnesses"),
+        (f"[log]\nquorum = 0\n{WITNESS}", "log.quorum"),
+        (f"[log]\nquorum = 2\n{WITNESS}", "a quorum of 1 witnesses cannot be 2"),
+        (WITNESS + WITNESS, "[[witnesses]] has 'w1' twice"),
+        (WITNESS + WITNESS.replace("'w1'", "'w2'"), "two of the witnesses have one key"),
+        (WITNESS.replace("http:", "ftp:"), "witnesses.0.url"),
+        (WITNESS.replace("http://", "http://user:secret@"), "witnesses.0.url"),
+        (WITNESS.replace("da77ade7", "da77ade8"), "witnesses.0.key: the verifier key's id"),
+        (WITNESS.replace("+BOvN", "+AOvN"), "witnesses.0.key: a witness's key is of the Ed25519 type 0x04"),
+        (WITNESS.replace("'w1'", "'W 1'"), "witnesses.0.name"),
         ("[log]\norigin = ''\n", "log.origin"),
         ("[database]\nurl = 'nonsense'\n", "database.url: it must be a database's URL"),
         ("[database]\nurl = 'nonsense://host/name'\n", "database.url: it must be a database's URL"),
@@ -120,3 +137,18 @@ def test_the_base_part_of_a_policy_goes_to_the_models_base() -> None:
     policy = Settings().policies[0].parsed("some-base")
     assert policy.fixed_ppm == {"platform": 100_000, "base:some-base": 200_000}
     assert policy.pool_ppm == 700_000
+
+
+def test_witnesses_make_a_quorum_of_more_than_half_unless_it_is_set(tmp_path: Path) -> None:
+    keys = [WitnessSigner.generate(f"witness.example/w{number}").verifier_key for number in range(3)]
+    sections = "".join(
+        f"[[witnesses]]\nname = 'w{number}'\nurl = 'https://w{number}.example'\nkey = '{key}'\n"
+        for number, key in enumerate(keys)
+    )
+    quorum = load(write(tmp_path, sections)).quorum
+    assert quorum
+    assert ([witness.verifier_key for witness in quorum.witnesses], quorum.count) == (keys, 2)
+    quorum = load(write(tmp_path, f"[log]\nquorum = 3\n{sections}")).quorum
+    assert quorum
+    assert quorum.count == 3
+    assert load(write(tmp_path, "")).quorum is None

@@ -269,6 +269,7 @@ def test_metrics_carry_the_promised_names_and_no_identities(gateway: Running, at
         "tributary_ledger_entries",
         "tributary_ledger_commit_seconds",
         "tributary_ledger_open_intents",
+        "tributary_ledger_swept_intents_total",
         "tributary_charge_nano_total",
         "tributary_credit_nano_total",
         "tributary_adapter_loads_total",

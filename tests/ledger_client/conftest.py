@@ -1,36 +1,21 @@
-"""A real log on a real SQLite file, as the gateway opens one: WAL, full synchronisation, BEGIN IMMEDIATE."""
+"""A real log on real databases, opened as the gateway opens them."""
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Engine
 
+from gateway.database import Database
 from ledger_client import Log, Signer, Verifier, metadata
+
+from ..databases import engine_of  # noqa: TID252  the tests are no package of their own
 
 ORIGIN = "example.com/log"
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    engine = create_engine(f"sqlite:///{tmp_path}/log.db")
-
-    @event.listens_for(engine, "connect")
-    def prepare(connection: sqlite3.Connection, _record: object) -> None:
-        connection.isolation_level = None
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    metadata.create_all(engine)
-    yield engine
-    engine.dispose()
+def engine(database: Database) -> Engine:
+    return engine_of(database, metadata)
 
 
 @pytest.fixture(scope="session")

@@ -27,11 +27,29 @@ def lines(**amounts: int) -> list[dict[str, str]]:
     ]
 
 
+def priced(served_model: str = "harbour") -> Entry:
+    return fact("price.published", served_model, {"served_model": served_model, "prompt_nano_per_token": "100"})
+
+
+def ruled(policy: str = "even") -> Entry:
+    return fact("policy.published", policy, {"policy": policy, "version": "1"})
+
+
+def adapted(adapter: str = "concise", developer: str = "dev") -> Entry:
+    return fact("adapter.registered", adapter, {"adapter": adapter, "developer": developer})
+
+
+def documented(document: str = "doc", owner: str = "ada") -> Entry:
+    return fact("document.registered", document, {"document": document, "owner": owner})
+
+
 def used(seq: int, charge: int = 1000, **changes: JSON) -> Entry:
     data: dict[str, JSON] = {
         "gateway": "g1",
         "gateway_seq": seq,
         "request_id": f"req_{seq}",
+        "served_model": "harbour",
+        "price_index": 0,
         "charge_nano": str(charge),
         "postings": lines(caller_ann=-charge, suspense=charge) if charge else [],
     }
@@ -47,6 +65,10 @@ def attributed(seq: int, usage_index: int, charge: int = 1000, **changes: JSON) 
     data: dict[str, JSON] = {
         "request_id": f"req_{seq}",
         "usage_index": usage_index,
+        "policy_index": 1,
+        "adapter_index": None,
+        "document_indexes": {},
+        "players": [],
         "charge_nano": str(charge),
         "split": lines(contributor_ada=charge - charge // 4, platform=charge // 4),
         "postings": lines(suspense=-charge, contributor_ada=charge - charge // 4, platform=charge // 4),

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import enum
 import hashlib
 import json
+import uuid
+from datetime import UTC, datetime
+from fractions import Fraction
 from typing import Any
 
+import orjson
 import pytest
-from hypothesis import given
+import rfc8785
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ledger_client import ENTRY_TYPES, MAX_ENTRY_BYTES, Entry, EntryError, entry_id
+from ledger_client import ENTRY_TYPES, MAX_ENTRY_BYTES, MAX_FACT_BYTES, Entry, EntryError, entry_id
+from ledger_client.entries import _exact, _fast
 
 
 def entry(**changes: Any) -> Entry:
@@ -70,6 +77,103 @@ def test_decode_undoes_encode(data: dict[str, Any]) -> None:
     assert read.data == data
 
 
+# Every scalar, and those that two encoders write differently: whole and tiny floats, the two zeros, keys whose UTF-16
+# order is not that of their code points, and strings that look like numbers.
+SCALARS: st.SearchStrategy[Any] = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**65), 2**65)
+    | st.floats()
+    | st.integers(-(10**7), 10**7).map(lambda millionths: millionths / 10**6)
+    | st.builds(lambda number, power: float(Fraction(number, 2**power)), st.integers(1, 2**60), st.integers(0, 80))
+    | st.sampled_from([0.0, -0.0, 5.0, -10.0, 1e-5, 9.9e-6, 1e-6, 1e-7, 1e15, 1e16, 1e20, 1e21, 1e22, 2.0**53])
+    | st.text(st.characters(), max_size=20)
+    | st.sampled_from(["1.0,", "[1.0]", "-0}", "1e5,", ":-0.0,", "\U0001f99a", "\uffff", "\x7f\x00\b\u2028", "\ud800"])
+)
+KEYS = st.text(st.characters(), max_size=4) | st.sampled_from(["\U0001f99a", "\uffff", "\ue000", "a.0,", "-0]"])
+ANYTHING: st.SearchStrategy[Any] = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4), max_leaves=20
+)
+
+
+@given(st.dictionaries(KEYS, ANYTHING, max_size=6))
+@example({"n": [0.1, 1.5, 9007199254740991, -0.0, 0.0, 100.0]})
+@example({"\U0001f99a": 1, "\uffff": 2})
+def test_the_fast_encoder_writes_what_rfc_8785_says_or_nothing(data: dict[str, Any]) -> None:
+    written = _fast(data)
+    if written is None:
+        return
+    raw, read = written
+    assert raw == rfc8785.dumps(data)
+    assert read == json.loads(raw)
+    assert (raw, repr(read)) == (_exact(data)[0], repr(_exact(data)[1]))
+
+
+RECORDED: st.SearchStrategy[Any] = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53) + 1, 2**53 - 1)
+    | st.floats(1e-5, 9e14)
+    | st.sampled_from([0.0, -0.0, 5.0, -10.0])
+    | st.text(
+        st.characters(max_codepoint=0xFFFF, exclude_categories=["Cs", "Cc"], exclude_characters=".-e"), max_size=9
+    ),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text("abc_xyz", min_size=1, max_size=9), inner, max_size=4)
+    ),
+    max_leaves=20,
+)
+
+
+@given(st.dictionaries(st.text("abc_xyz", min_size=1, max_size=9), RECORDED, max_size=6))
+def test_what_our_records_are_made_of_takes_the_fast_encoder(data: dict[str, Any]) -> None:
+    assert _fast(data) is not None
+
+
+class _Colour(enum.Enum):
+    RED = "red"
+
+
+class _Word(enum.StrEnum):
+    YES = "yes"
+
+
+class _Whole(int):
+    pass
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        uuid.UUID(int=1),
+        datetime(2025, 1, 1, tzinfo=UTC),
+        _Colour.RED,
+        orjson.Fragment(b"1"),
+        {_Colour.RED: 1},
+        {1, 2},
+        1j,
+    ],
+)
+def test_what_is_not_json_is_refused_by_both_encoders(value: Any) -> None:
+    assert _fast({"value": value}) is None
+    with pytest.raises(EntryError):
+        entry(data={"value": value})
+
+
+@pytest.mark.parametrize("value", [_Word.YES, _Whole(7), {_Word.YES: _Word.YES}, (1, "two"), (1.0, ()), True])
+def test_what_only_resembles_json_is_written_as_before(value: Any) -> None:
+    assert (
+        entry(data={"value": value}).encode()
+        == _exact(
+            {
+                "data": {"value": value},
+                **{name: getattr(entry(), name) for name in ("id", "source", "subject", "time", "type")},
+                "specversion": "1.0",
+            }
+        )[0]
+    )
+
+
 def test_an_entry_holds_no_reference_to_what_it_was_made_from() -> None:
     data = {"postings": [{"account": "platform", "amount_nano": "1"}]}
     written = entry(data=data)
@@ -103,6 +207,8 @@ def test_an_entry_holds_no_reference_to_what_it_was_made_from() -> None:
         {"data": []},
         {"data": {"n": 2**53}},
         {"data": {"n": 1e20}},
+        {"data": {"n": 2.0**53}},
+        {"data": {"n": 1e15, "m": 9999999999999998.0}},
         {"data": {"n": float("nan")}},
         {"data": {"n": float("inf")}},
         {"data": {"s": "\ud800"}},
@@ -127,18 +233,22 @@ def test_an_endless_nest_is_refused_not_a_crash() -> None:
 
 
 def test_the_longest_entry_fits_a_bundle_and_one_more_byte_does_not() -> None:
-    room = MAX_ENTRY_BYTES - len(entry(data={"s": ""}).encode())
-    longest = entry(data={"s": "x" * room})
-    assert len(longest.encode()) == MAX_ENTRY_BYTES
-    assert Entry.decode(longest.encode()) == longest
-    with pytest.raises(EntryError, match="65535 bytes"):
-        entry(data={"s": "x" * (room + 1)})
-    with pytest.raises(EntryError, match="65535 bytes"):
-        Entry.decode(longest.encode() + b" ")
+    for kind, most in (("usage.recorded", MAX_FACT_BYTES), ("entry.received", MAX_ENTRY_BYTES)):
+        room = most - len(entry(type=kind, data={"s": ""}).encode())
+        longest = entry(type=kind, data={"s": "x" * room})
+        assert len(longest.encode()) == most
+        assert Entry.decode(longest.encode()) == longest
+        with pytest.raises(EntryError, match=f"{most} bytes"):
+            entry(type=kind, data={"s": "x" * (room + 1)})
+        with pytest.raises(EntryError, match=f"{most} bytes"):
+            Entry.decode(longest.encode().replace(b"xx", b"xxx", 1))
 
 
 def _edited(**changes: Any) -> bytes:
     return json.dumps(json.loads(entry().encode()) | changes, separators=(",", ":"), sort_keys=True).encode()
+
+
+_SWAPPED = ('"\U0001f99a":1,"\uffff":1'.encode(), '"\uffff":1,"\U0001f99a":1'.encode())
 
 
 @pytest.mark.parametrize(
@@ -155,6 +265,18 @@ def _edited(**changes: Any) -> bytes:
         entry().encode().replace(b":12", b":12.0"),
         entry().encode().replace(b":12", b":1.2e1"),
         entry().encode().replace(b":12", b":-0"),
+        entry().encode().replace(b":12", b":5.0"),
+        entry().encode().replace(b":12", b":-0.0"),
+        entry().encode().replace(b":12", b":1e+30").replace(b"e+", b"e"),
+        entry().encode().replace(b":12", b":1e-6"),
+        entry().encode().replace(b":12", b":1e16"),
+        entry().encode().replace(b":12", b":100000000000000000000"),
+        entry().encode().replace(b":12", b":18446744073709551616"),
+        entry().encode().replace(b":12", b":0.10"),
+        entry().encode().replace(b'"req_1"', b'"\\ud800"'),
+        entry().encode().replace(b"req_1", b"req_\xed\xa0\x80"),
+        entry(data={"b": 1, "c": 2}).encode().replace(b'"b":1,"c":2', b'"c":2,"b":1'),
+        entry(data={"\uffff": 1, "\U0001f99a": 1}).encode().replace(*_SWAPPED),
         entry().encode().replace(b":12", b":NaN"),
         entry().encode().replace(b":12", b":9007199254740992"),
         entry().encode().replace(b":12", b":" + b"9" * 5000),

@@ -99,9 +99,10 @@ def test_a_log_of_one_entry_has_a_receipt_without_a_path() -> None:
 
 def test_the_log_writes_such_receipts(log: Log, engine: Engine, verifier: Verifier) -> None:
     with engine.begin() as connection:
+        draft = log.draft(connection)
         for entry in ENTRIES:
-            log.append(connection, entry)
-        log.seal(connection)
+            draft.append(entry)
+        draft.seal()
         parts = Receipt.parse(log.receipt(connection, 6))
     assert parts.path == Receipt.parse(RECEIPT).path
     assert parts.entry == ENTRIES[6].encode()

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import sqlite3
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from functools import partial
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, insert
 
 import ledger_client
 import metering
-from ledger_client import Entry, Log, Signer
+from gateway.database import Database
+from ledger_client import Entry, Finding, Log, Signer, fsck
 from metering import (
     AdapterTerms,
     AttributedPlayer,
@@ -23,11 +25,21 @@ from metering import (
     PlayerShare,
     Price,
     SplitPolicy,
+    StoredBooks,
+    Transaction,
     Usage,
     UsageRecord,
+    balances,
+    open_intents,
     split,
 )
+from metering.books import in_role, lines_of, transfer
+from metering.tables import address_table, payout_table, period_table
 
+from ..databases import engine_of  # noqa: TID252  the tests are no package of their own
+
+SIGNER = Signer.generate("example.com/log")
+LOG = Log(SIGNER)
 CALLER = "caller:alice"
 MODEL = "chat"
 PRICE = Price.parse(prompt="0.15", completion="0.60")
@@ -38,6 +50,10 @@ DOCUMENT = PlayerShare(id="doc_1", share_ppm=600_000, terms=DocumentTerms(owner=
 ADAPTER = PlayerShare(
     id="concise", share_ppm=400_000, terms=AdapterTerms(developer="dev", datasets=(("ann", 1), ("bob", 2)))
 )
+
+_PRETENDED = re.compile("(price_index|policy_index|adapter_index|document_indexes|player) ")
+
+_ADD_PERIOD, _ADD_PAYOUT, _ADD_ADDRESS = insert(period_table), insert(payout_table), insert(address_table)
 
 
 class Clock:
@@ -53,28 +69,22 @@ class Clock:
         self.now += timedelta(**by)
 
 
-def open_engine(path: Path) -> Engine:
-    """Open a database as a gateway does: WAL, full synchronisation, BEGIN IMMEDIATE."""
-    engine = create_engine(f"sqlite:///{path}")
-
-    @event.listens_for(engine, "connect")
-    def prepare(connection: sqlite3.Connection, _record: object) -> None:
-        connection.isolation_level = None
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    ledger_client.metadata.create_all(engine)
-    metering.metadata.create_all(engine)
-    return engine
+def open_engine(database: Database) -> Engine:
+    """The engine of a database that has the tables of the books and the log."""
+    return engine_of(database, ledger_client.metadata, metering.metadata)
 
 
-def new_books(gateway_id: str = "gw-1", clock: Clock | None = None, signer: Signer | None = None) -> tuple[Books, Log]:
-    log = Log(signer or Signer.generate("example.com/log"))
-    return Books(log, gateway_id, clock or Clock()), log
+@contextmanager
+def transaction(engine: Engine) -> Iterator[Transaction]:
+    """Open the books in a database transaction, sealed and committed on a clean exit."""
+    with engine.begin() as connection:
+        transaction = Transaction(connection, LOG)
+        yield transaction
+        transaction.seal()
+
+
+def new_books(gateway_id: str = "gw-1", clock: Clock | None = None) -> Books:
+    return Books(gateway_id, clock or Clock())
 
 
 def request_id(number: int) -> str:
@@ -131,6 +141,63 @@ def attribution_record(
     return AttributionRecord(**(values | changes))
 
 
-def logged(log: Log, connection: Connection) -> list[Entry]:
+def logged(connection: Connection) -> list[Entry]:
     """Every entry of the log, read back from its bytes."""
-    return [Entry.decode(raw) for _, raw in log.entries(connection)]
+    return [Entry.decode(raw) for _, raw in LOG.entries(connection)]
+
+
+# What settlement writes, as small as the books can tell. Each returns its log index.
+
+
+def close_period(books: Books, tx: Transaction, period: str) -> int:
+    appended = books.log(tx, "period.closed", period, period, {"period": period})
+    if appended.created:
+        tx.defer(_ADD_PERIOD, {"period": period, "log_index": appended.log_index, "time": appended.entry.time})
+        tx.set_last_closed(period)
+    return appended.log_index
+
+
+def pay_out(books: Books, tx: Transaction, contributor: str, amount_nano: int, period: str) -> int:
+    row = {"contributor": contributor, "period": period, "method": "csv", "address": None, "distributor": None}
+    postings = transfer(f"contributor:{contributor}", "payouts", amount_nano)
+    data = row | {"amount_nano": str(amount_nano)}
+    appended = books.log(tx, "payout.recorded", f"{contributor}:{period}", contributor, data, postings)
+    if appended.created:
+        tx.post(lines_of(tx, appended, postings, in_role("payout", postings)))
+        tx.defer(_ADD_PAYOUT, row | {"log_index": appended.log_index, "amount_nano": amount_nano})
+    return appended.log_index
+
+
+def bind_address(books: Books, tx: Transaction, contributor: str, nonce: int = 0) -> int:
+    row = {"contributor": contributor, "address": "0x" + "Ab" * 20, "nonce": nonce}
+    data = row | {"chain_id": 31337, "contract": "0x" + "Cd" * 20, "signature": "0x" + "00" * 65}
+    appended = books.log(tx, "address.bound", f"{contributor}:{nonce}", contributor, data)
+    tx.defer(_ADD_ADDRESS, row | {"log_index": appended.log_index})
+    return appended.log_index
+
+
+def audited(connection: Connection, *, settled: bool = False) -> list[Finding]:
+    """What the checker finds in log and books, but for registrations that this kit pretends.
+
+    settled: periods were closed by `settle`, not by this kit, which pretends that too.
+    """
+    law = StoredBooks(connection)
+    findings = fsck(
+        LOG.entries(connection),
+        LOG.checkpoints(connection),
+        dict(balances(connection)),
+        SIGNER.verifier,
+        open_intents={(intent.gateway, intent.gateway_seq) for intent in open_intents(connection)},
+        read=partial(LOG.entry, connection),
+        laws=[law],
+    )
+
+    def pretended(finding: Finding) -> bool:
+        if finding.log_index is None:
+            return False
+        kind = Entry.decode(LOG.entry(connection, finding.log_index)).type
+        if kind in {"payout.recorded", "period.closed"}:
+            return not settled
+        return _PRETENDED.match(finding.message) is not None
+
+    return [finding for finding in findings if not pretended(finding)]

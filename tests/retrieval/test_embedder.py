@@ -84,6 +84,7 @@ def test_threads_share_one_model(minilm: MiniLM) -> None:
 
 
 @pytest.mark.model
+@pytest.mark.parametrize("new_database", ["sqlite"], indirect=True)  # the model is slow, and the database not the point
 @pytest.mark.parametrize(
     ("question", "title"),
     [

@@ -1,0 +1,1 @@
+"""What the README claims of metering and the ledger, measured."""
