@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +29,7 @@ from ledger_client.ethereum import (
     function_signature_to_4byte_selector,
     requests,
 )
-from ledger_client.keys import KeyFileError
+from ledger_client.keys import KeyFileError, load_key
 from ledger_client.settlement import ChainError
 
 _T = TypeVar("_T")
@@ -66,18 +65,7 @@ class ChainKey:
     @classmethod
     def load(cls, path: Path) -> ChainKey:
         """Read a key file. Raises KeyFileError when there is none, others may read it, or it holds no key."""
-        try:
-            file = path.open(encoding="utf-8")
-        except FileNotFoundError:
-            raise KeyFileError(f"there is no chain key at {path}") from None
-        with file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            if mode & 0o077:
-                raise KeyFileError(f"others may read the chain key {path} (mode {mode:04o}): chmod 600 {path}")
-            try:
-                return cls.parse(file.read(4096).removesuffix("\n"))
-            except ValueError as error:
-                raise KeyFileError(f"{path} holds no chain key: {error}") from None
+        return load_key(path, cls.parse, "chain key")
 
     @classmethod
     def from_environment(cls, name: str) -> ChainKey:

@@ -83,23 +83,23 @@ def save_key(path: Path, signing_key: str) -> None:
         os.fsync(descriptor)
 
 
-def load_key(path: Path, parse: Callable[[str], T]) -> T:
-    """Read a key file that `save_key` wrote. Raises KeyFileError when others may read it too, or it holds no key.
+def load_key(path: Path, parse: Callable[[str], T], what: str = "signing key") -> T:
+    """Read a file that holds one key. Raises KeyFileError when others may read it too, or it holds no key.
 
-    A file that is not there is a KeyFileError as well.
+    A file that is not there is a KeyFileError as well. what: the kind of key, for the message.
     """
     try:
         file = path.open(encoding="utf-8")
     except FileNotFoundError:
-        raise KeyFileError(f"there is no signing key at {path}") from None
+        raise KeyFileError(f"there is no {what} at {path}") from None
     with file:
         mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
         if mode & 0o077:
-            raise KeyFileError(f"others may read the signing key {path} (mode {mode:04o}): chmod 600 {path}")
+            raise KeyFileError(f"others may read the {what} {path} (mode {mode:04o}): chmod 600 {path}")
         try:
             return parse(file.read(4096).removesuffix("\n"))
         except ValueError as error:
-            raise KeyFileError(f"{path} holds no signing key: {error}") from error
+            raise KeyFileError(f"{path} holds no {what}: {error}") from error
 
 
 def _parse(kind: bytes, form: re.Pattern[str], text: str, expected: str) -> tuple[str, bytes]:
