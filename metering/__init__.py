@@ -30,6 +30,7 @@ from metering.settlement import (
     bind_address,
     carried_forward,
     closed_periods,
+    due_period,
     last_nonce,
     payout_addresses,
     payouts,
@@ -37,7 +38,7 @@ from metering.settlement import (
     settlement,
 )
 from metering.splits import AdapterTerms, DocumentTerms, PlayerShare, SplitLine, split
-from metering.statements import Statement, statement, summaries
+from metering.statements import Statement, cell, statement, summaries
 from metering.store import (
     Balance,
     Intent,
@@ -105,9 +106,11 @@ __all__ = [
     "budgets",
     "caller_account",
     "carried_forward",
+    "cell",
     "closed_periods",
     "contributor_account",
     "draws",
+    "due_period",
     "earnings",
     "entries",
     "forget_draws",

@@ -20,6 +20,7 @@ from ledger_client import (
     PeriodError,
     check_closing,
     from_address,
+    next_period,
     payable_nano,
     statements_root,
     token_units,
@@ -186,6 +187,16 @@ def settle(books: Books, transaction: Transaction, period: str, terms: Settlemen
     )
 
 
+def due_period(transaction: Transaction) -> str:
+    """Return the period whose turn it is to be closed, over or not. Raises PeriodError for an empty log."""
+    last_closed = transaction.last_closed()
+    if last_closed is not None:
+        return next_period(last_closed)
+    if transaction.log.size == 0:
+        raise PeriodError("the log is empty, so there is no period to close")
+    return Entry.decode(transaction.log.entry(0)).time[:7]
+
+
 def settlement(connection: Connection, period: str, read: Read) -> Settlement | None:
     """Return how a period was closed, or None while it is open."""
     log_index = connection.scalar(select(period_table.c.log_index).where(period_table.c.period == period))
@@ -315,12 +326,8 @@ def _pay(
 def _check_turn(transaction: Transaction, period: str, now: str) -> None:
     """Raise PeriodError unless the period is over and those before it are closed, from the month of the first entry."""
     last_closed = transaction.last_closed()
-    if last_closed is None:
-        if transaction.log.size == 0:
-            raise PeriodError(f"{period} cannot be closed: the log is empty")
-        first = Entry.decode(transaction.log.entry(0)).time[:7]
-        if period != first:
-            raise PeriodError(f"{period} is closed out of turn: the log begins in {first}")
+    if last_closed is None and period != (first := due_period(transaction)):
+        raise PeriodError(f"{period} is closed out of turn: the log begins in {first}")
     check_closing(period, now, last_closed)
 
 

@@ -81,7 +81,7 @@ class Statement:
             texts = (line.time, line.request_id, line.role, line.kind, line.item, line.served_model)
             rating = self.rating(line)
             rated = "" if rating is None else rating
-            writer.writerow([line.log_index, *map(_cell, texts), rated, line.amount_nano, balance_nano])
+            writer.writerow([line.log_index, *map(cell, texts), rated, line.amount_nano, balance_nano])
         return file.getvalue()
 
     def as_html(self, name: str) -> str:
@@ -159,7 +159,8 @@ def _usd(amount_nano: int) -> str:
     return f"{'−' if amount_nano < 0 else ''}{whole:,}.{decimals:09}"
 
 
-def _cell(text: str | None) -> str:
+def cell(text: str | None) -> str:
+    """Return a text as a cell of CSV; one that a spreadsheet would take for a formula is preceded by an apostrophe."""
     if text is None:
         return ""
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias
 
 from sqlalchemy import Column, ColumnElement, Connection, Executable, String, bindparam, func, select
 from sqlalchemy.dialects import postgresql
@@ -33,7 +33,6 @@ from metering.tables import (
     posting_table,
 )
 
-T = TypeVar("T")
 _Row: TypeAlias = dict[str, Any]
 _ABSENT: Any = object()
 _COLUMNS = {"correction": (0, 1, 0), "payout": (0, 0, 1)}  # role → earned, corrected, paid; any other role is earned

@@ -6,7 +6,6 @@ import csv
 import io
 import os
 import time
-from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,11 +28,13 @@ from gateway.cli.context import (
 )
 from gateway.payout_addresses import PayoutAddresses
 from gateway.settings import Settings, SettingsError
-from ledger_client import Entry, PeriodError, SettlementError, next_period, token_units
+from ledger_client import PeriodError, SettlementError, token_units
 from metering import (
     Settlement,
     carried_forward,
+    cell,
     closed_periods,
+    due_period,
     payout_addresses,
 )
 from metering import settle as settle_period
@@ -63,7 +64,7 @@ def settle(
     """Close a month that is over and pay what is due for it, as [settlement] says. Closing twice does it once."""
     with office(config) as o:
         with o.write() as transaction:
-            chosen = period or _next_to_close(transaction.last_closed(), transaction.log.size, transaction.log.entry)
+            chosen = period or due_period(transaction)
             done = settle_period(o.books, transaction, chosen, o.settings.settlement_terms)
         with o.database.read() as connection:
             carried = list(carried_forward(connection, done.period))
@@ -282,14 +283,6 @@ def anchor(
             time.sleep(every)
 
 
-def _next_to_close(last_closed: str | None, size: int, read: Callable[[int], bytes]) -> str:
-    if last_closed is not None:
-        return next_period(last_closed)
-    if size == 0:
-        raise PeriodError("the log is empty, so there is no period to close")
-    return Entry.decode(read(0)).time[:7]
-
-
 def _closed(o: Office, connection: sa.Connection, period: str) -> Settlement:
     found = settlement_of(connection, period, lambda index: o.log.entry(connection, index))
     if found is None:
@@ -303,14 +296,12 @@ def _csv(done: Settlement, names: dict[str, str]) -> str:
     writer = csv.writer(file)
     writer.writerow(["period", "contributor", "name", "amount_usd", "token_units", "address", "log_index"])
     for payout in done.payouts:
-        name = names.get(payout.contributor, "")
         units = token_units(payout.amount_nano, done.claims.token_decimals)
-        shown = f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
         writer.writerow(
             [
                 done.period,
                 payout.contributor,
-                shown,
+                cell(names.get(payout.contributor)),
                 usd(payout.amount_nano),
                 units,
                 payout.address or "",
