@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any, Literal
 
 import orjson
@@ -48,8 +49,9 @@ class GroundedPassage:
 class SealedInputs:
     """Everything that scoring an answer again needs.
 
-    messages: the conversation, None where prompt_ids are all there was. policy_index, adapter_index: log indexes of the
-    terms. A configuration that changes meanwhile changes nothing here.
+    messages, tools: the conversation, None where prompt_ids are all there was. choices: the token ids of each answer
+    that was given. policy_index, adapter_index: log indexes of the terms. A configuration that changes meanwhile
+    changes nothing here.
     """
 
     instruction: str
@@ -58,7 +60,13 @@ class SealedInputs:
     messages: tuple[Message, ...] | None
     prompt_ids: tuple[int, ...]
     passages: tuple[GroundedPassage, ...]
-    answer_ids: tuple[int, ...]
+    choices: tuple[tuple[int, ...], ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def answer_ids(self) -> tuple[int, ...]:
+        """The token ids of every choice, one after another."""
+        return tuple(chain.from_iterable(self.choices))
 
     def encode(self) -> bytes:
         """As JSON."""
@@ -69,11 +77,13 @@ class SealedInputs:
         """The inverse of encode."""
         fields = orjson.loads(raw)
         messages = fields["messages"]
+        choices = [fields.pop("answer_ids")] if "answer_ids" in fields else fields["choices"]  # as 0.1 kept them
         restored = {
             "messages": None if messages is None else tuple(Message(**message) for message in messages),
             "prompt_ids": tuple(fields["prompt_ids"]),
             "passages": tuple(GroundedPassage(**passage) for passage in fields["passages"]),
-            "answer_ids": tuple(fields["answer_ids"]),
+            "choices": tuple(tuple(answer) for answer in choices),
+            "tools": tuple(fields.get("tools", ())),
         }
         return cls(**fields | restored)
 

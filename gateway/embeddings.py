@@ -138,7 +138,7 @@ class Embeddings:
             messages=None,
             prompt_ids=(),
             passages=(),
-            answer_ids=(),
+            choices=(),
         )
         lines = split(record.charge_nano, model.policy, (), request_id)
 

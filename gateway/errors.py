@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from gateway.answers import UnknownRequestError
 from gateway.auth import KeyRefusedError, RoleRefusedError
 from gateway.catalogue import UnknownModelError
-from gateway.engines import EngineUnavailable, PromptTooLong
+from gateway.engines import EngineRefused, EngineUnavailable, PromptTooLong
 from gateway.idempotency import IdempotencyConflictError, RequestInProgressError, ResponseExpiredError
 from gateway.transactions import DatabaseUnavailableError
 from ledger_client import EntryConflict
@@ -60,6 +60,7 @@ TABLE: dict[type[Exception], Reply] = {
     UnknownRequestError: Reply(status=404, type=INVALID_REQUEST, code="request_not_found"),
     NotFoundError: Reply(status=404, type=INVALID_REQUEST, code="not_found"),
     PromptTooLong: Reply(status=400, type=INVALID_REQUEST, code="context_length_exceeded"),
+    EngineRefused: Reply(status=400, type=INVALID_REQUEST),
     EntryConflict: Reply(status=409, type=INVALID_REQUEST, code="idempotency_conflict"),
     IdempotencyConflictError: Reply(status=409, type=INVALID_REQUEST, code="idempotency_conflict"),
     RequestInProgressError: Reply(status=409, type=INVALID_REQUEST, code="request_in_progress"),

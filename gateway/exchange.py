@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from typing import Any, Literal, Self
 
 import orjson
@@ -40,7 +41,8 @@ async def within(deadline_s: float) -> AsyncIterator[None]:
 class Question:
     """What a caller asks: a conversation, or a raw prompt to continue; exactly one of the two.
 
-    corpora, top_k: where to look for how many passages; a raw prompt is never grounded.
+    corpora, top_k: where to look for how many passages; a raw prompt is never grounded. tools, options: see
+    GenerationRequest. stream: the answer is wanted as events.
     """
 
     model: ServedModel
@@ -49,11 +51,19 @@ class Question:
     corpora: tuple[str, ...] = ()
     top_k: int = 0
     sampling: SamplingParams
+    tools: tuple[Mapping[str, Any], ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    stream: bool = False
     mode: Literal["async", "inline"] = "async"
 
     def __post_init__(self) -> None:
         if (self.messages is None) == (self.prompt is None):
             raise ValueError("a question is a conversation or a prompt")
+
+    @property
+    def most_tokens(self) -> int:
+        """How many tokens all its answers together may have."""
+        return self.sampling.max_tokens * int(self.options.get("n") or 1)
 
     @property
     def asked(self) -> str | None:
@@ -94,9 +104,9 @@ class Answer:
     question: Question
     intent: Intent
     passages: tuple[GroundedPassage, ...]
-    prompt_ids: list[int]
+    prompt_ids: tuple[int, ...] = ()
     claim: Claim | None = None
-    answer_ids: list[int] = field(default_factory=list)
+    choices: dict[int, list[int]] = field(default_factory=dict)
     texts: list[str] = field(default_factory=list)
     finish_reason: str = "error"
     attribution: dict[str, Any] = field(default_factory=dict)
@@ -109,9 +119,14 @@ class Answer:
     _deltas: asyncio.Queue[Delta | Exception | None] = field(default_factory=asyncio.Queue)
 
     @property
+    def answer_ids(self) -> tuple[int, ...]:
+        """The token ids of every choice so far, one after another."""
+        return tuple(chain.from_iterable(ids for _, ids in sorted(self.choices.items())))
+
+    @property
     def usage(self) -> Usage:
         """Tokens read and emitted so far."""
-        return Usage(prompt_tokens=len(self.prompt_ids), completion_tokens=len(self.answer_ids))
+        return Usage(prompt_tokens=len(self.prompt_ids), completion_tokens=sum(map(len, self.choices.values())))
 
     @property
     def said(self) -> Said:
@@ -131,9 +146,10 @@ class Answer:
             policy_index=terms.policy_index,
             adapter_index=terms.adapter_index,
             messages=self.question.messages,
-            prompt_ids=tuple(self.prompt_ids),
+            prompt_ids=self.prompt_ids,
             passages=self.passages,
-            answer_ids=tuple(self.answer_ids),
+            choices=tuple(tuple(ids) for _, ids in sorted(self.choices.items())),
+            tools=self.question.tools,
         )
 
     async def deltas(self) -> AsyncIterator[Delta]:
@@ -149,12 +165,14 @@ class Answer:
 
     def take(self, delta: Delta) -> None:
         """Keep a delta and hand it to the client."""
-        self.last_token_s = time.monotonic() - self.started_s
-        if self.first_token_s is None:
-            self.first_token_s = self.last_token_s
-        self.answer_ids.extend(delta.token_ids)
+        if delta.token_ids:
+            self.last_token_s = time.monotonic() - self.started_s
+            self.first_token_s = self.first_token_s or self.last_token_s
+        if delta.prompt_ids is not None:
+            self.prompt_ids = delta.prompt_ids
+        self.choices.setdefault(delta.index, []).extend(delta.token_ids)
         self.texts.append(delta.text)
-        self.finish_reason = delta.finish_reason or "error"
+        self.finish_reason = delta.finish_reason or self.finish_reason
         self._deltas.put_nowait(delta)
 
     def end(self, failure: Exception | None) -> None:

@@ -22,9 +22,9 @@ import attribution
 from gateway import answers, scoring
 from gateway.admission import Admission, touched
 from gateway.answers import AnswerRow, GroundedPassage, SealedInputs, salted_digest
-from gateway.engines import Delta, Engine, EngineError
+from gateway.engines import Delta, Engine, EngineError, GenerationRequest
 from gateway.exchange import Answer, Question, TookTooLongError, within
-from gateway.grounding import Message, ground
+from gateway.grounding import ground
 from gateway.idempotency import JSON_TYPE, Claim
 from gateway.identifiers import new_id, now
 from gateway.metrics import Metrics
@@ -95,11 +95,11 @@ class Pipeline:
     async def open(
         self, caller: str, question: Question, *, key_id: str | None = None, claim: Claim | None = None
     ) -> Answer:
-        """Admit, ground and render; on return the answer is being generated.
+        """Admit and ground; on return the engine has read the prompt, and the answer is being generated.
 
         caller: its account. key_id: the API key whose budget it draws on. claim: of its idempotency key, looked up.
-        Raises InsufficientCredit, BudgetExceeded, RequestInProgressError, PromptTooLong or EngineUnavailable, with
-        nothing charged.
+        Raises InsufficientCredit, BudgetExceeded, RequestInProgressError, PromptTooLong, EngineRefused or
+        EngineUnavailable, with nothing charged.
         """
         started_s = time.monotonic()
         request_id = new_id("req")
@@ -108,31 +108,29 @@ class Pipeline:
         intent = await self._admission.admit(
             caller,
             request_id,
-            maximum_nano=question.model.price.maximum_nano(context_tokens, question.sampling.max_tokens),
+            maximum_nano=question.model.price.maximum_nano(context_tokens, question.most_tokens),
             maximum_tokens=context_tokens,
             key_id=key_id,
             claim=claim,
         )
-        deadline_s = asyncio.get_running_loop().time() + self._limits.answer_s
-        try:
-            async with within(deadline_s):
-                passages = await self._ground(question)
-                prompt_ids = await self._render(question, passages)
-                stream = self._generate(question, prompt_ids)
-        except BaseException as error:
-            await asyncio.shield(self._spawn(self._admission.void(intent, type(error).__name__)))
-            raise
         answer = Answer(
             request_id=request_id,
             caller=caller,
             question=question,
             intent=intent,
-            passages=passages,
-            prompt_ids=prompt_ids,
+            passages=(),
             claim=claim,
             started_s=started_s,
-            deadline_s=deadline_s,
+            deadline_s=asyncio.get_running_loop().time() + self._limits.answer_s,
         )
+        try:
+            async with within(answer.deadline_s):
+                answer.passages = await self._ground(question)
+                stream = self._generate(answer)
+                answer.take(await anext(stream))
+        except BaseException as error:
+            await asyncio.shield(self._spawn(self._admission.void(intent, type(error).__name__)))
+            raise
         self._answering.add(answer)
         self._spawn(self._carry(answer, stream))
         return answer
@@ -151,16 +149,24 @@ class Pipeline:
             for p in found
         )
 
-    async def _render(self, question: Question, passages: tuple[GroundedPassage, ...]) -> list[int]:
-        if question.prompt is not None:
-            return await self._engine.tokenize(question.prompt)
-        messages: Sequence[Message] = question.messages or ()
-        if question.model.corpora:
-            messages = ground(messages, [passage.source for passage in passages], question.model.instruction)
-        return await self._engine.render(messages)
-
-    def _generate(self, question: Question, prompt_ids: list[int]) -> AsyncGenerator[Delta, None]:
-        return self._engine.generate(prompt_ids, adapter=question.model.resident_adapter, sampling=question.sampling)
+    def _generate(self, answer: Answer) -> AsyncGenerator[Delta, None]:
+        question, model = answer.question, answer.question.model
+        messages = question.messages
+        if messages is not None and model.corpora:
+            sources = [passage.source for passage in answer.passages]
+            messages = tuple(ground(messages, sources, model.instruction))
+        request = GenerationRequest(
+            request_id=answer.request_id,
+            model=model.name,
+            messages=messages,
+            prompt=question.prompt,
+            adapter=model.resident_adapter,
+            sampling=question.sampling,
+            tools=question.tools,
+            options=question.options,
+            stream=question.stream,
+        )
+        return self._engine.generate(request)
 
     async def _carry(self, answer: Answer, stream: AsyncGenerator[Delta, None]) -> None:
         """Take what is generated, meter it, and only then let the last byte go."""

@@ -53,6 +53,7 @@ async def explain(
         return None
     plan = attribution.plan(players, choose(estimator, len(players)))
     values = np.empty((len(plan.coalitions), len(inputs.answer_ids)))
+    said = [answer for answer in inputs.choices if answer]
     tokens_scored = 0
     with_adapter = plan.coalitions[:, [player.kind == "adapter" for player in players]].any(axis=1)
     for present in (False, True):
@@ -61,9 +62,9 @@ async def explain(
             continue
         prompts = [await _prompt(engine, inputs, players, plan.coalitions[row]) for row in rows]
         resident = adapter.resident_name if adapter and present else None
-        scores = await engine.score(prompts, inputs.answer_ids, adapter=resident)
-        values[rows] = scores.logprobs
-        tokens_scored += scores.tokens_processed
+        scores = [await engine.score(prompts, answer, adapter=resident) for answer in said]
+        values[rows] = np.hstack([score.logprobs for score in scores])
+        tokens_scored += sum(score.tokens_processed for score in scores)
     explanation = attribution.conclude(plan, values, noise_nats=engine.noise_nats, tie_key=tie_key)
     return Scored(explanation=explanation, tokens_scored=tokens_scored)
 
@@ -79,7 +80,7 @@ async def _prompt(
         return list(inputs.prompt_ids)
     present = {player.id for player, is_in in zip(players, coalition, strict=True) if is_in}
     sources = [passage.source for passage in inputs.passages if passage.document in present]
-    return await engine.render(ground(inputs.messages, sources, inputs.instruction))
+    return await engine.render(ground(inputs.messages, sources, inputs.instruction), inputs.tools)
 
 
 def table_digest(token_scores_nats: Sequence[Sequence[float]]) -> str:
