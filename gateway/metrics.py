@@ -115,6 +115,7 @@ class Metrics:
         self.answering = self._gauge("tributary_requests_answering", "Requests being answered", ())
         self.waiting = self._gauge("tributary_requests_waiting", "Requests that wait for a turn", ())
         self._state = _StateCollector(state)
+        self.registry.register(self._state)
 
     def observe_turns(self, held: int, waiting: int) -> None:
         """Note how many requests are being answered, and how many wait for their turn."""
@@ -158,7 +159,8 @@ class Metrics:
         if folder := os.environ.get(METRICS_FOLDER):
             whole = CollectorRegistry()
             MultiProcessCollector(whole, folder)  # type: ignore[no-untyped-call]
-        return generate_latest(whole) + generate_latest(self._state)
+            whole.register(self._state)
+        return generate_latest(whole)
 
     def _histogram(self, name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...]) -> Histogram:
         return Histogram(name, text, labels, registry=self.registry, buckets=buckets)
