@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator
 from typing import Any
 
-import structlog
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
 
+from gateway.api.repeats import REPLAYED, asked_before, takes_once
 from gateway.api.replies import ChatShape, CompletionShape, EventStream, Shape, Told, events, whole
 from gateway.api.requests import (
     ChatRequest,
@@ -19,7 +17,6 @@ from gateway.api.requests import (
     encode_vector,
     parse,
     read_document,
-    takes,
 )
 from gateway.auth import Principal
 from gateway.catalogue import ServedModel
@@ -28,27 +25,10 @@ from gateway.engines import Delta, SamplingParams
 from gateway.errors import BadRequestError
 from gateway.exchange import Question, Said
 from gateway.grounding import Message
-from gateway.idempotency import Claim, Replay, ResponseExpiredError, look_up
+from gateway.idempotency import Claim, Replay
 from gateway.state import Gateway, GatewayState, KeyHolder
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
-
-_KEY_HEADER = "Idempotency-Key"
-_KEY = re.compile("[ -~]{1,255}")
-_REPLAYED = {"idempotent-replayed": "true"}
-
-
-_KEYED = {
-    "name": _KEY_HEADER,
-    "in": "header",
-    "required": False,
-    "description": "answered and charged once, however often it is sent with the same body",
-    "schema": {"type": "string", "pattern": f"^{_KEY.pattern}$"},
-}
-
-
-def _takes(kind: type[BaseModel]) -> dict[str, Any]:
-    return {**takes(kind), "parameters": [_KEYED]}
 
 
 @router.get("/models")
@@ -65,7 +45,7 @@ async def retrieve_model(name: str, gateway: GatewayState, caller: KeyHolder) ->
     return _model_object(gateway.catalogue.find(name))
 
 
-@router.post("/chat/completions", openapi_extra=_takes(ChatRequest))
+@router.post("/chat/completions", openapi_extra=takes_once(ChatRequest))
 async def chat_completions(request: Request, gateway: GatewayState, caller: KeyHolder) -> Response:
     """Answer a conversation."""
     caller.require("caller")
@@ -73,7 +53,7 @@ async def chat_completions(request: Request, gateway: GatewayState, caller: KeyH
     body = parse(document, ChatRequest)
     if body.max_tokens is not None and body.max_completion_tokens is not None:
         raise BadRequestError("give max_completion_tokens or max_tokens, not both", "max_tokens")
-    once = await _once(request, gateway, caller.subject, document)
+    once = await asked_before(request, gateway, caller.subject, document)
     if isinstance(once, Replay):
         return _answer_again(once, body, ChatShape())
     # OpenAI's newer name for the system role.
@@ -93,13 +73,13 @@ async def chat_completions(request: Request, gateway: GatewayState, caller: KeyH
     return await _answer(gateway, caller, question, body, ChatShape(), once)
 
 
-@router.post("/completions", openapi_extra=_takes(CompletionRequest))
+@router.post("/completions", openapi_extra=takes_once(CompletionRequest))
 async def completions(request: Request, gateway: GatewayState, caller: KeyHolder) -> Response:
     """Continue a text. A raw prompt is not grounded."""
     caller.require("caller")
     document = await read_document(request, gateway.settings.limits.body_bytes)
     body = parse(document, CompletionRequest)
-    once = await _once(request, gateway, caller.subject, document)
+    once = await asked_before(request, gateway, caller.subject, document)
     if isinstance(once, Replay):
         return _answer_again(once, body, CompletionShape())
     question = Question(
@@ -111,15 +91,15 @@ async def completions(request: Request, gateway: GatewayState, caller: KeyHolder
     return await _answer(gateway, caller, question, body, CompletionShape(), once)
 
 
-@router.post("/embeddings", openapi_extra=_takes(EmbeddingRequest))
+@router.post("/embeddings", openapi_extra=takes_once(EmbeddingRequest))
 async def embeddings(request: Request, gateway: GatewayState, caller: KeyHolder) -> Response:
     """Turn texts into vectors."""
     caller.require("caller")
     document = await read_document(request, gateway.settings.limits.body_bytes)
     body = parse(document, EmbeddingRequest)
-    once = await _once(request, gateway, caller.subject, document)
+    once = await asked_before(request, gateway, caller.subject, document)
     if isinstance(once, Replay):
-        return _vectors(Embedded.again(once, len(body.texts)), body, _REPLAYED)
+        return _vectors(Embedded.again(once, len(body.texts)), body, REPLAYED)
     model = _model(request, gateway, body.model, "embedding")
     embedded = await gateway.embeddings.embed(caller.subject, model, body.texts, key=caller, claim=once)
     return _vectors(embedded, body, {})
@@ -213,7 +193,7 @@ async def _texts(first: Delta | None, rest: AsyncIterator[Delta]) -> AsyncIterat
 def _answer_again(replay: Replay, body: ChatRequest | CompletionRequest, shape: Shape) -> Response:
     """The first answer once more, in the shape that the body asks for, which is the shape that it had."""
     told = Told(request_id=replay.request_id, said=Said.decode(replay.response), attribution=replay.attribution)
-    headers = _headers(replay.request_id) | _REPLAYED
+    headers = _headers(replay.request_id) | REPLAYED
     if not body.stream:
         return JSONResponse(whole(told, shape), headers=headers)
 
@@ -225,25 +205,3 @@ def _answer_again(replay: Replay, body: ChatRequest | CompletionRequest, shape: 
 
 def _wants_usage(body: ChatRequest | CompletionRequest) -> bool:
     return body.stream_options is not None and body.stream_options.include_usage is True
-
-
-async def _once(request: Request, gateway: Gateway, account: str, document: Any) -> Claim | Replay | None:
-    """What the request's Idempotency-Key stands for; None without one."""
-    keys = request.headers.getlist(_KEY_HEADER)
-    if not keys:
-        return None
-    if len(keys) > 1 or not _KEY.fullmatch(keys[0]):
-        raise BadRequestError(
-            "an Idempotency-Key is given once, and has 1 to 255 printable ASCII characters",
-            _KEY_HEADER,
-            "invalid_idempotency_key",
-        )
-    claim = Claim.of(account, keys[0], request.url.path, document)
-    try:
-        found = await gateway.transactions.read(lambda c: look_up(c, claim))
-    except ResponseExpiredError as error:
-        structlog.contextvars.bind_contextvars(request_id=error.request_id)
-        raise
-    if isinstance(found, Replay):
-        structlog.contextvars.bind_contextvars(request_id=found.request_id, replayed=True)
-    return found
