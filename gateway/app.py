@@ -21,6 +21,7 @@ from gateway.catalogue import Catalogue, publish
 from gateway.database import Database
 from gateway.embeddings import Embeddings
 from gateway.engines import AdapterFiles, Engine
+from gateway.fairness import Turns
 from gateway.metrics import LedgerState, Metrics
 from gateway.observe import Observed
 from gateway.pipeline import Pipeline
@@ -96,7 +97,14 @@ async def _opened(
         retriever = Retriever(settings.retrieval.index_file, embedding)
         transactions = Transactions(database, committer, metrics)
         await transactions.read(retriever.sync)
-        admission = Admission(transactions, books)
+        turns = Turns(
+            turns=settings.limits.concurrent,
+            per_tenant=settings.limits.concurrent_per_key,
+            places=settings.limits.queue,
+            wait_s=settings.limits.queue_s,
+        )
+        metrics.watch(turns)
+        admission = Admission(transactions, books, turns)
         pipeline = Pipeline(
             transactions=transactions,
             admission=admission,

@@ -20,6 +20,7 @@ from gateway.auth import KeyRefusedError, RoleRefusedError
 from gateway.catalogue import UnknownModelError
 from gateway.engines import EngineRefused, EngineUnavailable, PromptTooLong
 from gateway.exchange import TookTooLongError
+from gateway.fairness import TooBusyError
 from gateway.idempotency import IdempotencyConflictError, RequestInProgressError, ResponseExpiredError
 from gateway.transactions import DatabaseUnavailableError
 from ledger_client import EntryConflict
@@ -75,6 +76,7 @@ TABLE: dict[type[Exception], Reply] = {
     IdempotencyConflictError: Reply(status=409, type=INVALID_REQUEST, code="idempotency_conflict"),
     RequestInProgressError: Reply(status=409, type=INVALID_REQUEST, code="request_in_progress"),
     ResponseExpiredError: Reply(status=410, type=INVALID_REQUEST, code="response_expired"),
+    TooBusyError: Reply(status=429, type="requests", code="too_busy"),
     BudgetExceeded: Reply(status=429, type="insufficient_quota", code="monthly_budget_exceeded"),
     TookTooLongError: Reply(status=504, type="service_unavailable", code="engine_timeout"),
     EngineUnavailable: Reply(status=503, type="service_unavailable", code="engine_unavailable"),
@@ -123,7 +125,7 @@ async def _ours(_request: Request, error: Exception) -> JSONResponse:
     headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
     if isinstance(error, BadRequestError):
         headers |= error.headers
-    if isinstance(error, BudgetExceeded | RequestInProgressError):
+    if isinstance(error, BudgetExceeded | RequestInProgressError | TooBusyError):
         headers["Retry-After"] = str(error.retry_after_s)
     if request_id := structlog.contextvars.get_contextvars().get("request_id"):
         headers |= {"x-tributary-request-id": request_id, "x-request-id": request_id}

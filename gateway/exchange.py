@@ -15,6 +15,7 @@ import orjson
 from gateway.answers import GroundedPassage, SealedInputs
 from gateway.catalogue import ServedModel
 from gateway.engines import Delta, EngineUnavailable, FinishReason, SamplingParams
+from gateway.fairness import Priority
 from gateway.grounding import Message
 from gateway.idempotency import Claim
 from metering import Intent, Usage
@@ -133,6 +134,7 @@ class Answer:
     request_id: str
     caller: str
     question: Question
+    priority: Priority = "normal"
     intent: Intent
     passages: tuple[GroundedPassage, ...]
     prompt_ids: tuple[int, ...] = ()

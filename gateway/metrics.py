@@ -14,6 +14,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 
 from gateway.catalogue import ServedModel
 from gateway.exchange import Answer
+from gateway.fairness import Turns
 from metering import Usage
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -110,6 +111,13 @@ class Metrics:
             "tributary_witness_failures_total", "Times that a witness gave no cosignature", ("witness",)
         )
         self.registry.register(_StateCollector(state))
+
+    def watch(self, turns: Turns) -> None:
+        """Show how many requests are being answered, and how many wait for their turn."""
+        self._gauge("tributary_requests_answering", "Requests being answered", ()).set_function(lambda: turns.held)
+        self._gauge("tributary_requests_waiting", "Requests that wait for a turn", ()).set_function(
+            lambda: turns.waiting
+        )
 
     def observe_answer(self, answer: Answer) -> None:
         """Count an answer that was just metered."""

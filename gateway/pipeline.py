@@ -22,8 +22,10 @@ import attribution
 from gateway import answers, scoring
 from gateway.admission import Admission, touched
 from gateway.answers import AnswerRow, GroundedPassage, SealedInputs, salted_digest
+from gateway.auth import Principal
 from gateway.engines import Delta, Engine, EngineError, EngineUnavailable, GenerationRequest
 from gateway.exchange import Answer, Question, TookTooLongError, within
+from gateway.fairness import PRIORITIES
 from gateway.grounding import ground
 from gateway.idempotency import JSON_TYPE, Claim
 from gateway.identifiers import new_id, now
@@ -93,13 +95,13 @@ class Pipeline:
     # On the request path.
 
     async def open(
-        self, caller: str, question: Question, *, key_id: str | None = None, claim: Claim | None = None
+        self, caller: str, question: Question, *, key: Principal | None = None, claim: Claim | None = None
     ) -> Answer:
-        """Admit and ground; on return the engine has read the prompt, and the answer is being generated.
+        """Wait for a turn, admit and ground; on return the engine has read the prompt, and the answer is on its way.
 
-        caller: its account. key_id: the API key whose budget it draws on. claim: of its idempotency key, looked up.
-        Raises InsufficientCredit, BudgetExceeded, RequestInProgressError, PromptTooLong, EngineRefused or
-        EngineUnavailable, with nothing charged.
+        caller: its account. key: the API key whose turn it takes and whose budget it draws on. claim: of its
+        idempotency key, looked up. Raises TooBusyError, InsufficientCredit, BudgetExceeded, RequestInProgressError,
+        PromptTooLong, EngineRefused or EngineUnavailable, with nothing charged.
         """
         started_s = time.monotonic()
         request_id = new_id("req")
@@ -110,7 +112,7 @@ class Pipeline:
             request_id,
             maximum_nano=question.model.price.maximum_nano(context_tokens, max_tokens, n),
             maximum_tokens=context_tokens + (n - 1) * min(max_tokens, context_tokens),
-            key_id=key_id,
+            key=key,
             claim=claim,
         )
         now_s = asyncio.get_running_loop().time()
@@ -118,6 +120,7 @@ class Pipeline:
             request_id=request_id,
             caller=caller,
             question=question,
+            priority=key.priority if key else "normal",
             intent=intent,
             passages=(),
             claim=claim,
@@ -168,6 +171,7 @@ class Pipeline:
             tools=question.tools,
             options=question.options,
             stream=question.stream,
+            priority=PRIORITIES.index(answer.priority),
         )
         return self._engine.generate(request)
 

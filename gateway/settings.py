@@ -172,6 +172,10 @@ class Limits(_Section):
     answer_s: float = Field(default=600, gt=0, description="an answer that takes longer ends there, as by max_tokens")
     intent_s: float = Field(default=900, gt=0, description="what was admitted earlier and has not ended is voided")
     sweep_s: float = Field(default=30, gt=0, description="how often what is left over is looked for")
+    concurrent: int = Field(default=256, ge=1, description="answers at once, over all keys")
+    concurrent_per_key: int | None = Field(default=None, ge=1, description="absent, three quarters of `concurrent`")
+    queue: int = Field(default=1024, ge=0, description="requests that may wait for a turn; more are told to come later")
+    queue_s: float = Field(default=30, gt=0, description="how long one waits for a turn")
     replay_hours: float = Field(default=24, ge=0, description="responses to keyed requests are kept so long; 0, never")
     replay_bytes: int = Field(default=1 << 22, ge=0, description="longer responses to keyed requests are not kept")
 

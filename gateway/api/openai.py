@@ -124,7 +124,7 @@ async def embeddings(request: Request, gateway: GatewayState, caller: KeyHolder)
     if isinstance(once, Replay):
         return _vectors(Embedded.again(once, len(body.texts)), body, _REPLAYED)
     model = _model(request, gateway, body.model, "embedding")
-    embedded = await gateway.embeddings.embed(caller.subject, model, body.texts, key_id=caller.key_id, claim=once)
+    embedded = await gateway.embeddings.embed(caller.subject, model, body.texts, key=caller, claim=once)
     return _vectors(embedded, body, {})
 
 
@@ -187,7 +187,7 @@ async def _answer(
     shape: Shape,
     claim: Claim | None,
 ) -> Response:
-    answer = await gateway.pipeline.open(caller.subject, question, key_id=caller.key_id, claim=claim)
+    answer = await gateway.pipeline.open(caller.subject, question, key=caller, claim=claim)
     deltas = answer.deltas()
     try:
         if not body.stream:
