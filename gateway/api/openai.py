@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
+from gateway.api.models import answer_headers, resolve
 from gateway.api.replies import ChatShape, CompletionShape, EventStream, Shape, Told, events, whole
 from gateway.api.requests import (
     ChatRequest,
@@ -22,11 +23,10 @@ from gateway.api.requests import (
     takes,
 )
 from gateway.auth import Principal
-from gateway.catalogue import ServedModel
 from gateway.embeddings import Embedded
 from gateway.engines import Delta, SamplingParams
 from gateway.errors import BadRequestError
-from gateway.exchange import Question, Said
+from gateway.exchange import Question, Said, last_user_message
 from gateway.grounding import Message
 from gateway.idempotency import Claim, Replay, ResponseExpiredError, look_up
 from gateway.state import Gateway, GatewayState, KeyHolder
@@ -51,20 +51,6 @@ def _takes(kind: type[BaseModel]) -> dict[str, Any]:
     return {**takes(kind), "parameters": [_KEYED]}
 
 
-@router.get("/models")
-async def list_models(gateway: GatewayState, caller: KeyHolder) -> dict[str, Any]:
-    """The served models."""
-    caller.require("caller", "operator")
-    return {"object": "list", "data": [_model_object(model) for model in gateway.catalogue]}
-
-
-@router.get("/models/{name}")
-async def retrieve_model(name: str, gateway: GatewayState, caller: KeyHolder) -> dict[str, Any]:
-    """One served model."""
-    caller.require("caller", "operator")
-    return _model_object(gateway.catalogue.find(name))
-
-
 @router.post("/chat/completions", openapi_extra=_takes(ChatRequest))
 async def chat_completions(request: Request, gateway: GatewayState, caller: KeyHolder) -> Response:
     """Answer a conversation."""
@@ -78,15 +64,18 @@ async def chat_completions(request: Request, gateway: GatewayState, caller: KeyH
         return _answer_again(once, body, ChatShape())
     # OpenAI's newer name for the system role.
     roles = {"developer": "system"}
-    model = _model(request, gateway, body.model, "chat")
+    messages = tuple(Message(role=roles.get(m.role, m.role), content=m.text()) for m in body.messages)
+    resolved = await resolve(request, gateway, body.model, kind="chat", asked=last_user_message(messages))
+    model = resolved.model
     if unknown := set(body.corpora or ()) - set(model.corpora):
         known = ", ".join(model.corpora) or "none"
         raise BadRequestError(f"model {model.name!r} has no corpus {min(unknown)!r}; its corpora: {known}", "corpora")
     question = Question(
         model=model,
+        resolved=resolved,
         corpora=model.corpora if body.corpora is None else tuple(body.corpora),
         top_k=body.top_k or model.top_k,
-        messages=tuple(Message(role=roles.get(m.role, m.role), content=m.text()) for m in body.messages),
+        messages=messages,
         sampling=_sampling(gateway, body, body.max_completion_tokens or body.max_tokens),
         mode=(body.attribution and body.attribution.mode) or gateway.settings.attribution.mode,
     )
@@ -102,8 +91,10 @@ async def completions(request: Request, gateway: GatewayState, caller: KeyHolder
     once = await _once(request, gateway, caller.subject, document)
     if isinstance(once, Replay):
         return _answer_again(once, body, CompletionShape())
+    resolved = await resolve(request, gateway, body.model, kind="chat", asked=body.prompt)
     question = Question(
-        model=_model(request, gateway, body.model, "chat"),
+        model=resolved.model,
+        resolved=resolved,
         prompt=body.prompt,
         sampling=_sampling(gateway, body, body.max_tokens),
         mode=(body.attribution and body.attribution.mode) or gateway.settings.attribution.mode,
@@ -120,8 +111,8 @@ async def embeddings(request: Request, gateway: GatewayState, caller: KeyHolder)
     once = await _once(request, gateway, caller.subject, document)
     if isinstance(once, Replay):
         return _vectors(Embedded.again(once, len(body.texts)), body, _REPLAYED)
-    model = _model(request, gateway, body.model, "embedding")
-    embedded = await gateway.embeddings.embed(caller.subject, model, body.texts, key=caller, claim=once)
+    resolved = await resolve(request, gateway, body.model, kind="embedding")
+    embedded = await gateway.embeddings.embed(caller.subject, resolved, body.texts, key=caller, claim=once)
     return _vectors(embedded, body, {})
 
 
@@ -133,33 +124,11 @@ def _vectors(embedded: Embedded, body: EmbeddingRequest, headers: dict[str, str]
     ]
     content = {
         "object": "list",
-        "model": body.model,
+        "model": embedded.model,
         "data": data,
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }
-    return JSONResponse(content, headers=_headers(embedded.request_id) | headers)
-
-
-def _model(request: Request, gateway: Gateway, name: str, kind: str) -> ServedModel:
-    """Resolve the name that a client gave; what it resolved to becomes a label, the name itself never does."""
-    model = gateway.catalogue.find(name, kind)
-    request.state.served_model = model.name
-    gateway.metrics.routing.labels(model.name, "named").inc()
-    return model
-
-
-def _model_object(model: ServedModel) -> dict[str, Any]:
-    return {
-        "id": model.name,
-        "object": "model",
-        "created": 0,
-        "owned_by": model.adapter.developer if model.adapter else "platform",
-        "kind": model.kind,
-        "description": model.description,
-        "base_model": model.base,
-        "adapter": model.adapter_name,
-        "corpora": list(model.corpora),
-    }
+    return JSONResponse(content, headers=answer_headers(embedded.request_id, embedded.model) | headers)
 
 
 def _sampling(gateway: Gateway, body: ChatRequest | CompletionRequest, max_tokens: int | None) -> SamplingParams:
@@ -170,10 +139,6 @@ def _sampling(gateway: Gateway, body: ChatRequest | CompletionRequest, max_token
         seed=body.seed,
         stop=body.stops,
     )
-
-
-def _headers(request_id: str) -> dict[str, str]:
-    return {"x-tributary-request-id": request_id, "x-request-id": request_id}
 
 
 async def _answer(
@@ -195,12 +160,12 @@ async def _answer(
         if not body.stream:
             async for _ in deltas:
                 pass
-            return JSONResponse(whole(told(), shape), headers=_headers(answer.request_id))
+            return JSONResponse(whole(told(), shape), headers=answer_headers(answer.request_id, question.model.name))
     except BaseException:
         answer.abandon()
         raise
     written = events(told, shape, _texts(first, deltas), include_usage=_wants_usage(body))
-    return EventStream(written, answer.abandon, _headers(answer.request_id))
+    return EventStream(written, answer.abandon, answer_headers(answer.request_id, question.model.name))
 
 
 async def _texts(first: Delta | None, rest: AsyncIterator[Delta]) -> AsyncIterator[str]:
@@ -213,7 +178,7 @@ async def _texts(first: Delta | None, rest: AsyncIterator[Delta]) -> AsyncIterat
 def _answer_again(replay: Replay, body: ChatRequest | CompletionRequest, shape: Shape) -> Response:
     """The first answer once more, in the shape that the body asks for, which is the shape that it had."""
     told = Told(request_id=replay.request_id, said=Said.decode(replay.response), attribution=replay.attribution)
-    headers = _headers(replay.request_id) | _REPLAYED
+    headers = answer_headers(replay.request_id, told.said.model) | _REPLAYED
     if not body.stream:
         return JSONResponse(whole(told, shape), headers=headers)
 
