@@ -227,6 +227,7 @@ class Pipeline:
             answer_digest=salted_digest(salt, answer.answer_ids),
         )
         answer.attribution = pending_object(answer.request_id, usage)
+        inputs = answer.sealed().encode()
 
         def commit(transaction: Transaction) -> None:
             row = AnswerRow(
@@ -238,7 +239,7 @@ class Pipeline:
                 record_index=None,
                 attempts=0,
                 salt=salt,
-                inputs=answer.sealed().encode(),
+                inputs=inputs,
                 attribution=orjson.dumps(answer.attribution),
             )
             answers.insert(transaction, row)
