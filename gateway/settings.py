@@ -167,6 +167,9 @@ class Limits(_Section):
 
     body_bytes: int = Field(default=1 << 20, ge=1024)
     default_max_tokens: int = Field(default=128, ge=1)
+    body_s: float = Field(default=30, gt=0, description="a request's body arrives within it, or is not read further")
+    first_token_s: float = Field(default=120, gt=0, description="a stream begins within it, or nothing is charged")
+    stall_s: float = Field(default=60, gt=0, description="a client that takes nothing of its stream for so long is cut")
     answer_s: float = Field(default=600, gt=0, description="an answer that takes longer ends there, as by max_tokens")
     intent_s: float = Field(default=900, gt=0, description="what was admitted earlier and has not ended is voided")
     sweep_s: float = Field(default=30, gt=0, description="how often what is left over is looked for")
@@ -175,6 +178,7 @@ class Limits(_Section):
     queue: int = Field(default=1024, ge=0, description="requests that may wait for a turn; more are told to come later")
     queue_s: float = Field(default=30, gt=0, description="how long one waits for a turn")
     replay_hours: float = Field(default=24, ge=0, description="responses to keyed requests are kept so long; 0, never")
+    replay_bytes: int = Field(default=1 << 22, ge=0, description="longer responses to keyed requests are not kept")
 
     @model_validator(mode="after")
     def _answers_end_before_their_intents(self) -> Self:
