@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from gateway import answers
 from gateway.admission import Admission, touched
 from gateway.answers import AnswerRow, SealedInputs, salted_digest
+from gateway.auth import Principal
 from gateway.catalogue import ServedModel
 from gateway.engines import PromptTooLong
 from gateway.exchange import within
@@ -73,14 +74,14 @@ class Embeddings:
         model: ServedModel,
         texts: list[str],
         *,
-        key_id: str | None = None,
+        key: Principal | None = None,
         claim: Claim | None = None,
     ) -> Embedded:
         """Embed texts; their charge is committed and split before the vectors go out.
 
-        caller: its account. key_id: the API key whose budget it draws on. claim: of its idempotency key, looked up.
-        Raises PromptTooLong, InsufficientCredit, BudgetExceeded or RequestInProgressError before any work that costs
-        more than counting tokens.
+        caller: its account. key: the API key whose turn it takes and whose budget it draws on. claim: of its
+        idempotency key, looked up. Raises TooBusyError, PromptTooLong, InsufficientCredit, BudgetExceeded or
+        RequestInProgressError before any work that costs more than counting tokens.
         """
         request_id = new_id("req")
         structlog.contextvars.bind_contextvars(request_id=request_id)
@@ -90,7 +91,7 @@ class Embeddings:
             request_id,
             maximum_nano=model.price.charge_nano(usage),
             maximum_tokens=usage.prompt_tokens,
-            key_id=key_id,
+            key=key,
             claim=claim,
         )
         try:
