@@ -15,8 +15,9 @@ import attribution
 from gateway import answers, errors
 from gateway.admission import Admission
 from gateway.api import answers as answer_routes
-from gateway.api import contributors, feedback, models, openai, operations, payouts, transparency
+from gateway.api import contributors, feedback, models, openai, operations, payouts, responses, transparency
 from gateway.api.requests import body_schemas
+from gateway.api.responses_requests import ResponsesRequest
 from gateway.catalogue import Catalogue, publish
 from gateway.database import Database
 from gateway.embeddings import Embeddings
@@ -197,14 +198,15 @@ def create_app(
 
     app = FastAPI(title="Tributary", version="0.1.0", lifespan=lifespan)
     errors.install(app)
-    for routes in (openai, models, answer_routes, feedback, contributors, payouts, transparency, operations):
+    pages = (openai, responses, models, answer_routes, feedback, contributors, payouts, transparency, operations)
+    for routes in pages:
         app.include_router(routes.router)
     app.add_middleware(Observed)
     described = app.openapi
 
     def openapi() -> dict[str, Any]:
         document = described()
-        document["components"]["schemas"] |= body_schemas()
+        document["components"]["schemas"] |= body_schemas(ResponsesRequest)
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]
