@@ -1,0 +1,1 @@
+"""Where a request goes: which replica of a fleet answers it, and which adapters each replica holds."""
