@@ -13,15 +13,14 @@ LRU = 1.0
 
 
 class Ours:
-    """The gateway's own. memory: of its Residency, by its Tuning if None."""
+    """The gateway's own. memory: of its Residency; as its Tuning says if None."""
 
-    def __init__(
-        self, machine: Machine, seed: int, *, tuning: Tuning | None = None, memory: float | None = None
-    ) -> None:
-        tuning = tuning or Tuning()
+    def __init__(self, machine: Machine, seed: int, memory: float | None = None) -> None:
+        tuning = Tuning()
         slots = dict.fromkeys(machine.names(), machine.slots)
         self.table = Residency(slots, memory=memory or tuning.memory_per_slot * sum(slots.values()))
-        self._placement = Placement(self.table, sample=random.Random(seed).sample, tuning=tuning)
+        sample = random.Random(seed).sample  # noqa: S311 - a simulation is repeated from its seed
+        self._placement = Placement(self.table, sample=sample, tuning=tuning)
 
     def choose(self, adapter: str, standings: Mapping[str, Standing]) -> Choice | None:
         """See Placement.choose."""

@@ -1,4 +1,4 @@
-"""A circuit breaker: leaves alone what fails, and asks again with one request at a time. Pure: the clock is the caller's."""
+"""A circuit breaker: leaves alone what fails, then asks again with one request. Pure: the clock is handed in."""
 
 from __future__ import annotations
 

@@ -30,9 +30,8 @@ class Residency:
         self._held: dict[str, dict[str, bool]] = {replica: {} for replica in slots}  # adapter → whether it is loaded
         self._in_flight: Counter[tuple[str, str]] = Counter()
         self._uses = 0
-        # log2 of the sum over an adapter's uses of 2^(use / memory): all decay alike, so that their order needs no clock.
+        # log2 of the sum over an adapter's uses of 2^(use / memory): all decay alike, so their order needs no clock.
         self._heat: dict[str, float] = {}
-        self._total = -math.inf  # the same sum over every adapter's
 
     # What is so.
 
@@ -62,8 +61,8 @@ class Residency:
         return sum(not loaded for loaded in self._held[replica].values())
 
     def share(self, adapter: str) -> float:
-        """The adapter's part of all remembered uses, from 0 to 1."""
-        return 2.0 ** (self._rank(adapter) - self._total) if self._uses else 0.0
+        """The adapter's part of the uses that a full memory holds, from 0 to 1: too little at first, never too much."""
+        return 2.0 ** (self._rank(adapter) - self._uses / self._memory) * (1 - 2.0 ** (-1 / self._memory))
 
     def victim_rank(self, replica: str) -> float:
         """How warm the adapter is that would make room on the replica; -inf where a slot is free, inf without room."""
@@ -79,8 +78,8 @@ class Residency:
         self._in_flight[replica, adapter] += 1
         self._uses += 1
         now = self._uses / self._memory
-        self._heat[adapter] = _log2_add(self._rank(adapter), now)
-        self._total = _log2_add(self._total, now)
+        high, low = max(self._rank(adapter), now), min(self._rank(adapter), now)
+        self._heat[adapter] = high + math.log2(1 + 2.0 ** (low - high))
 
     def end(self, replica: str, adapter: str) -> None:
         """The request is over."""
@@ -135,9 +134,3 @@ class Residency:
 
     def _rank(self, adapter: str) -> float:
         return self._heat.get(adapter, -math.inf)
-
-
-def _log2_add(one: float, other: float) -> float:
-    """log2(2^one + 2^other), where at least one is finite."""
-    high, low = max(one, other), min(one, other)
-    return high + math.log2(1 + 2.0 ** (low - high))
