@@ -15,17 +15,19 @@ import attribution
 from gateway import answers, errors
 from gateway.admission import Admission
 from gateway.api import answers as answer_routes
-from gateway.api import contributors, feedback, openai, operations, payouts, transparency
+from gateway.api import contributors, feedback, models, openai, operations, payouts, transparency
 from gateway.api.requests import body_schemas
 from gateway.catalogue import Catalogue, publish
 from gateway.database import Database
 from gateway.embeddings import Embeddings
 from gateway.engines import AdapterFiles, Engine
+from gateway.fairness import Turns
 from gateway.metrics import LedgerState, Metrics
 from gateway.observe import Observed
 from gateway.pipeline import Pipeline
 from gateway.published import Published
 from gateway.registry import Registry, RegistryError
+from gateway.routing.names import Names, Router, compared
 from gateway.settings import Settings
 from gateway.shipping import shipping
 from gateway.state import Gateway
@@ -38,6 +40,9 @@ from retrieval import Embedder, MiniLM, Retriever
 
 log = structlog.get_logger(__name__)
 
+# How often the queue is looked into for what another process put there: an operator's retry, another worker's answer.
+ALONE_POLL_S = 30.0
+SHARED_POLL_S = 0.5
 MakeEngine = Callable[[Settings], Engine]
 MakeEmbedder = Callable[[Settings], Embedder]
 
@@ -66,19 +71,26 @@ def make_embedder(_settings: Settings) -> Embedder:
 
 @asynccontextmanager
 async def open_gateway(
-    settings: Settings, *, engine: MakeEngine = make_engine, embedder: MakeEmbedder = make_embedder
+    settings: Settings,
+    *,
+    engine: MakeEngine = make_engine,
+    embedder: MakeEmbedder = make_embedder,
+    chores: bool = True,
 ) -> AsyncIterator[Gateway]:
-    """Build every object, recover what a crash left, load the adapters, and take it all down again in order."""
+    """Build every object, recover what a crash left, load the adapters, and take it all down again in order.
+
+    chores: also do what one process does for all on a database: attribute, sweep, ship, ask witnesses.
+    """
     database = Database(settings.database.url)
     database.require_current_schema()
     with database.claimed_by(settings.server.id):
-        async with _opened(settings, database, engine, embedder) as gateway:
+        async with _opened(settings, database, engine, embedder, chores=chores) as gateway:
             yield gateway
 
 
 @asynccontextmanager
 async def _opened(
-    settings: Settings, database: Database, engine: MakeEngine, embedder: MakeEmbedder
+    settings: Settings, database: Database, engine: MakeEngine, embedder: MakeEmbedder, *, chores: bool
 ) -> AsyncIterator[Gateway]:
     signer = Signer.load(settings.log.signing_key_file)
     ledger = Log(signer, settings.quorum)
@@ -93,10 +105,20 @@ async def _opened(
         metrics = Metrics(lambda: _ledger_state(database, ledger, running, settings))
         await _load_adapters(running, catalogue, metrics)
         embedding = embedder(settings)
+        router = Router(
+            Names.of(catalogue, settings, await asyncio.to_thread(compared, settings, embedding)), embedding
+        )
         retriever = Retriever(settings.retrieval.index_file, embedding)
         transactions = Transactions(database, committer, metrics)
         await transactions.read(retriever.sync)
-        admission = Admission(transactions, books)
+        turns = Turns(
+            turns=settings.limits.concurrent,
+            per_tenant=settings.limits.concurrent_per_key,
+            places=settings.limits.queue,
+            wait_s=settings.limits.queue_s,
+            on_change=metrics.observe_turns,
+        )
+        admission = Admission(transactions, books, turns)
         pipeline = Pipeline(
             transactions=transactions,
             admission=admission,
@@ -107,6 +129,7 @@ async def _opened(
             metrics=metrics,
             estimator=attribution.ESTIMATORS[settings.attribution.estimator],
             limits=settings.limits,
+            poll_s=ALONE_POLL_S if settings.server.workers == 1 else SHARED_POLL_S,
         )
         sweeper = Sweeper(
             transactions=transactions,
@@ -117,9 +140,10 @@ async def _opened(
             limits=settings.limits,
         )
         witnessing = Witnessing.of(settings, database=database, ledger=ledger, metrics=metrics)
-        background = [asyncio.create_task(work) for work in (pipeline.work(), sweeper.run(), witnessing.run())]
+        done_once = (pipeline.work, sweeper.run, witnessing.run) if chores else ()
+        background = [asyncio.create_task(work()) for work in done_once]
         try:
-            async with shipping(settings.ledgers, ledger, transactions, metrics):
+            async with shipping(settings.ledgers if chores else (), ledger, transactions, metrics):
                 yield Gateway(
                     settings=settings,
                     transactions=transactions,
@@ -127,7 +151,7 @@ async def _opened(
                     log=ledger,
                     books=books,
                     registry=registry,
-                    catalogue=catalogue,
+                    router=router,
                     engine=running,
                     metrics=metrics,
                     pipeline=pipeline,
@@ -153,23 +177,27 @@ async def _opened(
 
 
 def create_app(
-    settings: Settings, *, engine: MakeEngine = make_engine, embedder: MakeEmbedder = make_embedder
+    settings: Settings,
+    *,
+    engine: MakeEngine = make_engine,
+    embedder: MakeEmbedder = make_embedder,
+    chores: bool = True,
 ) -> FastAPI:
-    """The ASGI application. It serves once its lifespan has begun."""
+    """The ASGI application. It serves once its lifespan has begun. chores: see open_gateway."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_gateway(settings, engine=engine, embedder=embedder) as gateway:
+        async with open_gateway(settings, engine=engine, embedder=embedder, chores=chores) as gateway:
             app.state.gateway = gateway
             app.state.published = Published(
                 log=gateway.log, verifier_key=gateway.signer.verifier_key, reads=gateway.transactions
             )
-            log.info("ready", models=[model.name for model in gateway.catalogue], log_key=gateway.signer.verifier_key)
+            log.info("ready", models=list(gateway.router.names), log_key=gateway.signer.verifier_key)
             yield
 
     app = FastAPI(title="Tributary", version="0.1.0", lifespan=lifespan)
     errors.install(app)
-    for routes in (openai, answer_routes, feedback, contributors, payouts, transparency, operations):
+    for routes in (openai, models, answer_routes, feedback, contributors, payouts, transparency, operations):
         app.include_router(routes.router)
     app.add_middleware(Observed)
     described = app.openapi

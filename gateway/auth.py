@@ -12,6 +12,7 @@ from typing import Literal, get_args
 
 import sqlalchemy as sa
 
+from gateway.fairness import Priority, Tenant
 from gateway.identifiers import new_id, now
 from gateway.tables import api_key
 from metering import caller_account
@@ -34,12 +35,22 @@ class UnknownKeyError(LookupError):
 
 @dataclass(frozen=True, kw_only=True)
 class Principal:
-    """Who a key speaks for: a caller's account, a contributor's id, or the operator."""
+    """Who a key speaks for: a caller's account, a contributor's id, or the operator.
+
+    priority, concurrency: how a caller's key shares the gateway with others; see `gateway.fairness`.
+    """
 
     key_id: str
     role: Role
     subject: str
     name: str
+    priority: Priority = "normal"
+    concurrency: int | None = None
+
+    @property
+    def tenant(self) -> Tenant:
+        """Whose turn its requests take."""
+        return Tenant(name=self.key_id, priority=self.priority, concurrency=self.concurrency)
 
     def require(self, *roles: Role) -> None:
         """Raise RoleRefusedError unless the key has one of the roles."""
@@ -103,6 +114,11 @@ def list_keys(connection: sa.Connection) -> list[sa.Row[tuple[object, ...]]]:
     return list(connection.execute(sa.select(*columns).order_by(api_key.c.created_at, api_key.c.id)))
 
 
+def share_key(connection: sa.Connection, key_id: str, **shares: str | int | None) -> None:
+    """Set the `priority` or the `concurrency` of a key, from its next request on."""
+    connection.execute(sa.update(api_key).where(api_key.c.id == key_id).values(**shares))
+
+
 def revoke_key(connection: sa.Connection, name_or_id: str) -> Principal:
     """Make a key useless from now on."""
     principal = find_key(connection, name_or_id)
@@ -111,7 +127,14 @@ def revoke_key(connection: sa.Connection, name_or_id: str) -> Principal:
 
 
 def _principal(row: sa.Row[tuple[object, ...]]) -> Principal:
-    return Principal(key_id=row.id, role=row.role, subject=row.subject, name=row.name)
+    return Principal(
+        key_id=row.id,
+        role=row.role,
+        subject=row.subject,
+        name=row.name,
+        priority=row.priority,
+        concurrency=row.concurrency,
+    )
 
 
 def _digest(secret: str) -> str:

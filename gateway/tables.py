@@ -30,6 +30,8 @@ api_key = sa.Table(
     sa.Column("name", sa.String(200), nullable=False),
     sa.Column("created_at", sa.String(32), nullable=False),
     sa.Column("revoked_at", sa.String(32)),
+    sa.Column("priority", sa.String(8), nullable=False, server_default="normal"),
+    sa.Column("concurrency", sa.Integer),
 )
 
 adapter = sa.Table(

@@ -1,1 +1,1 @@
-"""Where a request goes: which replica of a fleet answers it, and which adapters each replica holds."""
+"""How a request finds what answers it: from a name to a served model, from there to a place that runs it."""
