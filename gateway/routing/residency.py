@@ -62,7 +62,7 @@ class Residency:
 
     def share(self, adapter: str) -> float:
         """The adapter's part of the uses that a full memory holds, from 0 to 1: too little at first, never too much."""
-        return 2.0 ** (self._rank(adapter) - self._uses / self._memory) * (1 - 2.0 ** (-1 / self._memory))
+        return float(2.0 ** (self._rank(adapter) - self._uses / self._memory) * (1 - 2.0 ** (-1 / self._memory)))
 
     def victim_rank(self, replica: str) -> float:
         """How warm the adapter is that would make room on the replica; -inf where a slot is free, inf without room."""
