@@ -99,11 +99,14 @@ class EventWalker:
         events, self._rest = buffer[:end], buffer[end:]
         if len(self._rest) > MAX_EVENT_BYTES:
             raise EngineUnavailable(f"the vLLM server wrote an event of more than {MAX_EVENT_BYTES} bytes")
-        # Whatever does not go on comes last: the end of a choice, usage, an error. So where one choice was asked for, a
-        # look at the last event tells that they all go on.
-        if self._choices == 1 and self._unfinished and _UNFINISHED in events[events.rfind(b"\n\n", 0, -2) + 1 :]:
-            yield self._delta(events, 0, None)
-        elif events:
+        if self._choices == 1:
+            # Whatever does not go on comes last: the end of the choice, usage, an error.
+            last = events.rfind(_UNFINISHED)
+            going_on = 0 if last < 0 else events.index(b"\n\n", last) + 2
+            if going_on:
+                yield self._delta(events[:going_on], 0, None)
+            events = events[going_on:]
+        if events:
             yield from self._walk(events)
 
     def end(self) -> None:

@@ -148,7 +148,7 @@ DEAD = error("EngineCore encountered an issue", "InternalServerError", 500)
         (OPENING + TEXT + ENDING + wire.event(wire.usage_chunk(SERVED, 2, 3)) + wire.DONE, 2, "counted"),
         (OPENING + TEXT + DEAD + wire.DONE, 1, "EngineCore encountered"),
         (OPENING + TEXT + error("no", "BadRequestError", 400), 1, "no"),
-        (OPENING + TEXT + ENDING + TEXT + ENDING, 2, "choice 0"),
+        (OPENING + TEXT + ENDING + TEXT + ENDING, 2, "choice 0|in the middle"),
         (OPENING + TEXT + wire.event(wire.said(SERVED, 0, "", [], "abort")), 1, "abort"),
         (OPENING + TEXT + wire.event(wire.said(SERVED, 1, "", [3], "stop")), 1, "choice 1"),
         (TEXT, 0, "which token ids"),
