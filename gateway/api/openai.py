@@ -11,11 +11,13 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
+from gateway.api.messages import offered
 from gateway.api.replies import CHAT, COMPLETION, Shape, StreamWriter, Told, replayed, whole
 from gateway.api.requests import (
     ChatRequest,
     CompletionRequest,
     EmbeddingRequest,
+    check_taken,
     encode_vector,
     parse,
     read_document,
@@ -28,7 +30,6 @@ from gateway.embeddings import Embedded
 from gateway.engines import Delta, SamplingParams
 from gateway.errors import BadRequestError
 from gateway.exchange import Answer, Question, Said
-from gateway.grounding import Message
 from gateway.idempotency import JSON_TYPE, Claim, Replay, ResponseExpiredError, look_up
 from gateway.state import Gateway, GatewayState, KeyHolder
 
@@ -72,13 +73,10 @@ async def chat_completions(request: Request, gateway: GatewayState, caller: KeyH
     caller.require("caller")
     document = await read_document(request, gateway.settings.limits)
     body = parse(document, ChatRequest)
-    if body.max_tokens is not None and body.max_completion_tokens is not None:
-        raise BadRequestError("give max_completion_tokens or max_tokens, not both", "max_tokens")
     once = await _once(request, gateway, caller.subject, document)
     if isinstance(once, Replay):
         return _answer_again(gateway, once, body, CHAT)
-    # OpenAI's newer name for the system role.
-    roles = {"developer": "system"}
+    options = _options(gateway, body)
     model = _model(request, gateway, body.model, "chat")
     if unknown := set(body.corpora or ()) - set(model.corpora):
         known = ", ".join(model.corpora) or "none"
@@ -87,8 +85,10 @@ async def chat_completions(request: Request, gateway: GatewayState, caller: KeyH
         model=model,
         corpora=model.corpora if body.corpora is None else tuple(body.corpora),
         top_k=body.top_k or model.top_k,
-        messages=tuple(Message(role=roles.get(m.role, m.role), content=m.text()) for m in body.messages),
+        messages=tuple(message.turn() for message in body.messages),
         sampling=_sampling(gateway, body, body.max_completion_tokens or body.max_tokens),
+        tools=offered(body.tools),
+        options=options,
         stream=bool(body.stream),
         mode=(body.attribution and body.attribution.mode) or gateway.settings.attribution.mode,
     )
@@ -106,8 +106,9 @@ async def completions(request: Request, gateway: GatewayState, caller: KeyHolder
         return _answer_again(gateway, once, body, COMPLETION)
     question = Question(
         model=_model(request, gateway, body.model, "chat"),
-        prompt=body.prompt,
+        prompt=body.prompt if isinstance(body.prompt, str) else tuple(body.prompt),
         sampling=_sampling(gateway, body, body.max_tokens),
+        options=_options(gateway, body),
         stream=bool(body.stream),
         mode=(body.attribution and body.attribution.mode) or gateway.settings.attribution.mode,
     )
@@ -163,6 +164,12 @@ def _model_object(model: ServedModel) -> dict[str, Any]:
         "adapter": model.adapter_name,
         "corpora": list(model.corpora),
     }
+
+
+def _options(gateway: Gateway, body: ChatRequest | CompletionRequest) -> dict[str, Any]:
+    options = body.options()
+    check_taken(body, options, gateway.engine.options)
+    return options
 
 
 def _sampling(gateway: Gateway, body: ChatRequest | CompletionRequest, max_tokens: int | None) -> SamplingParams:
