@@ -52,7 +52,6 @@ from retrieval import Retriever
 T = TypeVar("T")
 ATTEMPTS_MAX = 3
 RETRY_S = 5.0
-POLL_S = 30.0
 log = structlog.get_logger(__name__)
 
 
@@ -77,6 +76,7 @@ class Pipeline:
         metrics: Metrics,
         estimator: attribution.Estimator,
         limits: Limits,
+        poll_s: float,
     ) -> None:
         self._transactions = transactions
         self._admission = admission
@@ -87,6 +87,7 @@ class Pipeline:
         self._metrics = metrics
         self._estimator = estimator
         self._limits = limits
+        self._poll_s = poll_s
         self._tasks: set[asyncio.Task[Any]] = set()
         self._answering: set[Answer] = set()
         self._attributing: dict[str, asyncio.Task[dict[str, Any]]] = {}
@@ -362,8 +363,8 @@ class Pipeline:
             if "pending" in outcomes:
                 await asyncio.sleep(RETRY_S)
             elif not outcomes:
-                with suppress(TimeoutError):  # an operator's retry comes from another process, and wakes nobody here
-                    async with asyncio.timeout(POLL_S):
+                with suppress(TimeoutError):  # what comes from another process wakes nobody here
+                    async with asyncio.timeout(self._poll_s):
                         await self._work_arrived.wait()
 
     # Underneath.

@@ -102,6 +102,7 @@ class Server(_Section):
     id: GatewayId = Field(default="gateway-1", description="names its sequence of requests")
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535, description="0 takes any free port")
+    workers: int = Field(default=1, ge=1, le=64, description="processes that serve; above 1 the engine is vLLM")
 
 
 class DatabaseSection(_Section):

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator
 from typing import Any
 
-import structlog
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
 
 from gateway.api.messages import offered
+from gateway.api.repeats import REPLAYED, asked_before, takes_once
 from gateway.api.replies import CHAT, COMPLETION, Shape, StreamWriter, Told, replayed, whole
 from gateway.api.requests import (
     ChatRequest,
@@ -21,7 +19,6 @@ from gateway.api.requests import (
     encode_vector,
     parse,
     read_document,
-    takes,
 )
 from gateway.api.wire import EventStream
 from gateway.auth import Principal
@@ -30,27 +27,10 @@ from gateway.embeddings import Embedded
 from gateway.engines import Delta, SamplingParams
 from gateway.errors import BadRequestError
 from gateway.exchange import Answer, Question, Said
-from gateway.idempotency import JSON_TYPE, Claim, Replay, ResponseExpiredError, look_up
+from gateway.idempotency import JSON_TYPE, Claim, Replay
 from gateway.state import Gateway, GatewayState, KeyHolder
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
-
-_KEY_HEADER = "Idempotency-Key"
-_KEY = re.compile("[ -~]{1,255}")
-_REPLAYED = {"idempotent-replayed": "true"}
-
-
-_KEYED = {
-    "name": _KEY_HEADER,
-    "in": "header",
-    "required": False,
-    "description": "answered and charged once, however often it is sent with the same body",
-    "schema": {"type": "string", "pattern": f"^{_KEY.pattern}$"},
-}
-
-
-def _takes(kind: type[BaseModel]) -> dict[str, Any]:
-    return {**takes(kind), "parameters": [_KEYED]}
 
 
 @router.get("/models")
@@ -67,13 +47,13 @@ async def retrieve_model(name: str, gateway: GatewayState, caller: KeyHolder) ->
     return _model_object(gateway.catalogue.find(name))
 
 
-@router.post("/chat/completions", openapi_extra=_takes(ChatRequest))
+@router.post("/chat/completions", openapi_extra=takes_once(ChatRequest))
 async def chat_completions(request: Request, gateway: GatewayState, caller: KeyHolder) -> Response:
     """Answer a conversation."""
     caller.require("caller")
     document = await read_document(request, gateway.settings.limits)
     body = parse(document, ChatRequest)
-    once = await _once(request, gateway, caller.subject, document)
+    once = await asked_before(request, gateway, caller.subject, document)
     if isinstance(once, Replay):
         return _answer_again(gateway, once, body, CHAT)
     options = _options(gateway, body)
@@ -95,13 +75,13 @@ async def chat_completions(request: Request, gateway: GatewayState, caller: KeyH
     return await _answer(gateway, caller, question, body, CHAT, once)
 
 
-@router.post("/completions", openapi_extra=_takes(CompletionRequest))
+@router.post("/completions", openapi_extra=takes_once(CompletionRequest))
 async def completions(request: Request, gateway: GatewayState, caller: KeyHolder) -> Response:
     """Continue a text. A raw prompt is not grounded."""
     caller.require("caller")
     document = await read_document(request, gateway.settings.limits)
     body = parse(document, CompletionRequest)
-    once = await _once(request, gateway, caller.subject, document)
+    once = await asked_before(request, gateway, caller.subject, document)
     if isinstance(once, Replay):
         return _answer_again(gateway, once, body, COMPLETION)
     question = Question(
@@ -115,15 +95,15 @@ async def completions(request: Request, gateway: GatewayState, caller: KeyHolder
     return await _answer(gateway, caller, question, body, COMPLETION, once)
 
 
-@router.post("/embeddings", openapi_extra=_takes(EmbeddingRequest))
+@router.post("/embeddings", openapi_extra=takes_once(EmbeddingRequest))
 async def embeddings(request: Request, gateway: GatewayState, caller: KeyHolder) -> Response:
     """Turn texts into vectors."""
     caller.require("caller")
     document = await read_document(request, gateway.settings.limits)
     body = parse(document, EmbeddingRequest)
-    once = await _once(request, gateway, caller.subject, document)
+    once = await asked_before(request, gateway, caller.subject, document)
     if isinstance(once, Replay):
-        return _vectors(Embedded.again(once, len(body.texts)), body, _REPLAYED)
+        return _vectors(Embedded.again(once, len(body.texts)), body, REPLAYED)
     model = _model(request, gateway, body.model, "embedding")
     embedded = await gateway.embeddings.embed(caller.subject, model, body.texts, key=caller, claim=once)
     return _vectors(embedded, body, {})
@@ -250,7 +230,7 @@ def _told(answer: Answer) -> Told:
 def _answer_again(gateway: Gateway, replay: Replay, body: ChatRequest | CompletionRequest, shape: Shape) -> Response:
     """The first answer once more, in the shape that the body asks for, which is the shape that it had."""
     told = Told(request_id=replay.request_id, said=Said.decode(replay.response), attribution=replay.attribution)
-    headers = _headers(replay.request_id) | _REPLAYED
+    headers = _headers(replay.request_id) | REPLAYED
     if not body.stream:
         return Response(whole(told, shape), media_type=JSON_TYPE, headers=headers)
 
@@ -262,25 +242,3 @@ def _answer_again(gateway: Gateway, replay: Replay, body: ChatRequest | Completi
 
 def _wants_usage(body: ChatRequest | CompletionRequest) -> bool:
     return body.stream_options is not None and body.stream_options.include_usage is True
-
-
-async def _once(request: Request, gateway: Gateway, account: str, document: Any) -> Claim | Replay | None:
-    """What the request's Idempotency-Key stands for; None without one."""
-    keys = request.headers.getlist(_KEY_HEADER)
-    if not keys:
-        return None
-    if len(keys) > 1 or not _KEY.fullmatch(keys[0]):
-        raise BadRequestError(
-            "an Idempotency-Key is given once, and has 1 to 255 printable ASCII characters",
-            _KEY_HEADER,
-            "invalid_idempotency_key",
-        )
-    claim = Claim.of(account, keys[0], request.url.path, document)
-    try:
-        found = await gateway.transactions.read(lambda c: look_up(c, claim))
-    except ResponseExpiredError as error:
-        structlog.contextvars.bind_contextvars(request_id=error.request_id)
-        raise
-    if isinstance(found, Replay):
-        structlog.contextvars.bind_contextvars(request_id=found.request_id, replayed=True)
-    return found
