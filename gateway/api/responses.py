@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
+from gateway.api.models import answer_headers, resolve
 from gateway.api.repeats import REPLAYED, asked_before, takes_once
 from gateway.api.requests import parse, read_document
 from gateway.api.responses_requests import ResponsesRequest
@@ -15,8 +16,10 @@ from gateway.api.wire import EventStream
 from gateway.catalogue import ServedModel
 from gateway.engines import Delta, SamplingParams
 from gateway.errors import BadRequestError
-from gateway.exchange import Answer, Question, Said
+from gateway.exchange import Answer, Question, Said, last_user_message
+from gateway.grounding import Message
 from gateway.idempotency import Replay
+from gateway.routing.names import Resolved
 from gateway.state import Gateway, GatewayState, KeyHolder
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
@@ -35,26 +38,29 @@ async def create_response(request: Request, gateway: GatewayState, caller: KeyHo
     once = await asked_before(request, gateway, caller.subject, document)
     if isinstance(once, Replay):
         return _answer_again(gateway, once, body)
-    question = _question(gateway, body, _model(request, gateway, body.model))
+    messages = body.messages
+    resolved = await resolve(request, gateway, body.model, kind="chat", asked=last_user_message(messages))
+    question = _question(gateway, body, messages, resolved)
     answer = await gateway.pipeline.open(caller.subject, question, key=caller, claim=once)
     writer = _writer(answer.request_id, answer.said, body)
+    headers = answer_headers(answer.request_id, resolved.model.name)
     deltas = answer.deltas()
     try:
         if not body.stream:
             async for delta in deltas:
                 writer.write(delta)
             content = writer.whole(answer.said.finish_reason, answer.attribution)
-            return JSONResponse(content, headers=_headers(answer.request_id))
+            return JSONResponse(content, headers=headers)
         first = await _first(deltas)
     except BaseException:
         answer.abandon()
         raise
     events = _events(answer, writer, first, deltas)
-    return EventStream(events, answer.abandon, _headers(answer.request_id), gateway.settings.limits.stall_s)
+    return EventStream(events, answer.abandon, headers, gateway.settings.limits.stall_s)
 
 
-def _question(gateway: Gateway, body: ResponsesRequest, model: ServedModel) -> Question:
-    messages, options, takes = body.messages, body.options, gateway.engine.options
+def _question(gateway: Gateway, body: ResponsesRequest, messages: tuple[Message, ...], resolved: Resolved) -> Question:
+    model, options, takes = resolved.model, body.options, gateway.engine.options
     if "tools" not in takes and (body.tools or any(message.more for message in messages)):
         field = "tools" if body.tools else "input"
         raise _unsupported(field, model)
@@ -66,6 +72,7 @@ def _question(gateway: Gateway, body: ResponsesRequest, model: ServedModel) -> Q
         raise BadRequestError(f"model {model.name!r} has no corpus {min(unknown)!r}; its corpora: {known}", "corpora")
     return Question(
         model=model,
+        resolved=resolved,
         corpora=model.corpora if body.corpora is None else tuple(body.corpora),
         top_k=body.top_k or model.top_k,
         messages=messages,
@@ -124,7 +131,7 @@ def _answer_again(gateway: Gateway, replay: Replay, body: ResponsesRequest) -> R
     writer = _writer(replay.request_id, said, body)
     begun = writer.begin()
     written = writer.write(Delta(token_ids=(), text=said.text, raw=said.raw))
-    headers = _headers(replay.request_id) | REPLAYED
+    headers = answer_headers(replay.request_id, said.model) | REPLAYED
     if not body.stream:
         return JSONResponse(writer.whole(said.finish_reason, replay.attribution), headers=headers)
 
@@ -132,15 +139,3 @@ def _answer_again(gateway: Gateway, replay: Replay, body: ResponsesRequest) -> R
         yield begun + written + writer.end(said.finish_reason, replay.attribution)
 
     return EventStream(events(), lambda: None, headers, gateway.settings.limits.stall_s)
-
-
-def _model(request: Request, gateway: Gateway, name: str) -> ServedModel:
-    """Resolve the name that a client gave; what it resolved to becomes a label, the name itself never does."""
-    model = gateway.catalogue.find(name, "chat")
-    request.state.served_model = model.name
-    gateway.metrics.routing.labels(model.name, "named").inc()
-    return model
-
-
-def _headers(request_id: str) -> dict[str, str]:
-    return {"x-tributary-request-id": request_id, "x-request-id": request_id}
