@@ -17,6 +17,7 @@ from gateway.admission import Admission
 from gateway.api import answers as answer_routes
 from gateway.api import contributors, feedback, openai, operations, payouts, transparency
 from gateway.api.requests import body_schemas
+from gateway.auth import KeyRing
 from gateway.catalogue import Catalogue, publish
 from gateway.database import Database
 from gateway.embeddings import Embeddings
@@ -143,6 +144,7 @@ async def _opened(
                 yield Gateway(
                     settings=settings,
                     transactions=transactions,
+                    keys=KeyRing(transactions),
                     signer=signer,
                     log=ledger,
                     books=books,
