@@ -18,6 +18,7 @@ from gateway.api import answers as answer_routes
 from gateway.api import contributors, feedback, models, openai, operations, payouts, responses, transparency
 from gateway.api.requests import body_schemas
 from gateway.api.responses_requests import ResponsesRequest
+from gateway.auth import KeyRing
 from gateway.catalogue import Catalogue, publish
 from gateway.database import Database
 from gateway.embeddings import Embeddings
@@ -148,6 +149,7 @@ async def _opened(
                 yield Gateway(
                     settings=settings,
                     transactions=transactions,
+                    keys=KeyRing(transactions),
                     signer=signer,
                     log=ledger,
                     books=books,
