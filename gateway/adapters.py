@@ -151,7 +151,8 @@ class Adapters:
             parents=parents,
             log_index=-1,
         )
-        proven_at = now() if proposal.base_digest else None
+        at = now()
+        proven_at = at if proposal.base_digest else None
         if chain:
             index, entry = chain[-1]
             newest = AdapterClaim.parse(entry.data, version=len(chain), log_index=index)
@@ -161,7 +162,7 @@ class Adapters:
             transaction, f"adapter:{proposal.name}", "adapter.registered", proposed.data(), number=len(chain)
         )
         row = proposed.data() | {"log_index": index, "source": proposal.source}
-        row |= {"name": row.pop("adapter"), "created_at": now(), "proven_at": proven_at, "removed_at": None}
+        row |= {"name": row.pop("adapter"), "created_at": at, "proven_at": proven_at, "removed_at": None}
         row["datasets"] = list(proposal.datasets)
         connection.execute(sa.insert(adapter_version).values(row))
         return self.find(connection, proposed.reference)
