@@ -25,6 +25,8 @@ from metering import Price, SettlementTerms, SplitPolicy
 
 ENVIRONMENT_PREFIX = "TRIBUTARY__"
 BASE_MODEL = "smollm2-135m-instruct"
+AUTO = "auto"
+LIVE = ("models", "policies", "aliases", "routing")
 DATABASES = ("sqlite", "postgresql")
 
 
@@ -254,6 +256,54 @@ class ModelSection(_Section):
     policy: str = "default"
     price: PriceSection = PriceSection()
     description: str = ""
+    examples: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=(), description="questions that it is for, which `auto` compares with"
+    )
+    auto: bool = Field(default=False, description="whether `auto` may choose it")
+
+    @property
+    def said_of_it(self) -> list[str]:
+        """What `auto` compares a question with."""
+        return [*filter(None, [self.description]), *self.examples]
+
+    @model_validator(mode="after")
+    def _auto_has_something_to_compare(self) -> Self:
+        if self.auto and self.kind != "chat":
+            raise ValueError("auto chooses among models of kind chat")
+        if self.auto and not self.said_of_it:
+            raise ValueError("auto needs a description or examples to compare questions with")
+        return self
+
+
+class TargetSection(_Section):
+    """A model behind an alias, and its weight beside the others'."""
+
+    model: Name
+    weight: int = Field(default=1, ge=0, le=1_000_000, description="0 sends nothing there")
+
+
+class AliasSection(_Section):
+    """Another name for one model, or for several by weight."""
+
+    name: Name
+    targets: Annotated[tuple[TargetSection, ...], Field(min_length=1, max_length=32)]
+    description: str = ""
+
+    @model_validator(mode="after")
+    def _some_target_is_reached(self) -> Self:
+        if not any(target.weight for target in self.targets):
+            raise ValueError("a weight must be above 0")
+        repeated = [model for model, count in Counter(target.model for target in self.targets).items() if count > 1]
+        if repeated:
+            raise ValueError(f"targets has {repeated[0]!r} twice; add the weights")
+        return self
+
+
+class RoutingSection(_Section):
+    """How `auto` chooses a model."""
+
+    auto_fallback: Name | None = Field(default=None, description="takes what no model is like; absent, no `auto`")
+    auto_threshold: float = Field(default=0.2, ge=-1, le=1, description="the least mean cosine that counts as like")
 
 
 class PolicySection(_Section):
@@ -314,8 +364,10 @@ class Settings(BaseSettings):
     limits: Limits = Limits()
     settlement: SettlementSection = SettlementSection()
     chain: ChainSection = ChainSection()
+    routing: RoutingSection = RoutingSection()
     witnesses: tuple[WitnessSection, ...] = ()
     models: tuple[ModelSection, ...] = ()
+    aliases: tuple[AliasSection, ...] = ()
     policies: tuple[PolicySection, ...] = (PolicySection(name="default"),)
     ledgers: tuple[LedgerSection, ...] = ()
 
@@ -353,6 +405,7 @@ class Settings(BaseSettings):
     def _names_resolve(self) -> Self:
         for kind, names in (
             ("models", [model.name for model in self.models]),
+            ("aliases", [alias.name for alias in self.aliases]),
             ("policies", [policy.name for policy in self.policies]),
             ("ledgers", [ledger.name for ledger in self.ledgers]),
             ("witnesses", [witness.name for witness in self.witnesses]),
@@ -364,6 +417,34 @@ class Settings(BaseSettings):
         for model in self.models:
             if model.policy not in policies:
                 raise ValueError(f"model {model.name!r} names policy {model.policy!r}, which no [[policies]] defines")
+        return self
+
+    @model_validator(mode="after")
+    def _aliases_lead_to_models(self) -> Self:
+        kinds = {model.name: model.kind for model in self.models}
+        aliases = {alias.name for alias in self.aliases}
+        if AUTO in kinds.keys() | aliases:
+            raise ValueError(f"{AUTO!r} means that the gateway chooses; name the model or alias otherwise")
+        if taken := aliases & kinds.keys():
+            raise ValueError(f"{min(taken)!r} is in [[aliases]] and in [[models]]; names must differ")
+        for alias in self.aliases:
+            for target in alias.targets:
+                if target.model in aliases | {AUTO}:
+                    raise ValueError(f"alias {alias.name!r} leads to {target.model!r}, and an alias leads to models")
+                if target.model not in kinds:
+                    raise ValueError(f"alias {alias.name!r} leads to {target.model!r}, which no [[models]] defines")
+            if len({kinds[target.model] for target in alias.targets}) > 1:
+                raise ValueError(f"alias {alias.name!r} leads to models of different kinds")
+        return self
+
+    @model_validator(mode="after")
+    def _auto_falls_back(self) -> Self:
+        fallback = self.routing.auto_fallback
+        if fallback is None:
+            if chosen := next((model.name for model in self.models if model.auto), None):
+                raise ValueError(f"model {chosen!r} has auto, and routing.auto_fallback names no model")
+        elif fallback not in {model.name for model in self.models if model.kind == "chat"}:
+            raise ValueError(f"routing.auto_fallback is {fallback!r}, which no [[models]] of kind chat defines")
         return self
 
     @model_validator(mode="after")

@@ -82,7 +82,7 @@ async def test_a_raw_stream_is_the_engines_own_with_one_attribution(
 
     raw = b"".join(delta.raw or b"" for delta in deltas)
     events = raw.split(b"\n\n")
-    assert before == b"\n\n".join(events[:-2]) + b"\n\n"  # all but the last event, as it was
+    assert before == b"".join(event + b"\n\n" for event in events[:-2])  # all but the last event, as it was
     own = parse(raw + DONE)
     *bare, last = chunks[: len(own)]
     assert bare == own[:-1]
