@@ -11,9 +11,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictInt, Tag, model_validator
 
-from gateway.api.requests import TEXT_MAX, AttributionOptions, Ignored, Nothing, StreamOptions
+from gateway.api.messages import TEXT_MAX, Nothing
+from gateway.api.requests import AttributionOptions, StreamOptions
 from gateway.errors import BadRequestError
 from gateway.grounding import Message
+
+Ignored = Any
 
 ITEMS_MAX = 1024
 TOOLS_MAX = 128
