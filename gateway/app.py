@@ -40,6 +40,9 @@ from retrieval import Embedder, MiniLM, Retriever
 
 log = structlog.get_logger(__name__)
 
+# How often the queue is looked into for what another process put there: an operator's retry, another worker's answer.
+ALONE_POLL_S = 30.0
+SHARED_POLL_S = 0.5
 MakeEngine = Callable[[Settings], Engine]
 MakeEmbedder = Callable[[Settings], Embedder]
 
@@ -68,19 +71,26 @@ def make_embedder(_settings: Settings) -> Embedder:
 
 @asynccontextmanager
 async def open_gateway(
-    settings: Settings, *, engine: MakeEngine = make_engine, embedder: MakeEmbedder = make_embedder
+    settings: Settings,
+    *,
+    engine: MakeEngine = make_engine,
+    embedder: MakeEmbedder = make_embedder,
+    chores: bool = True,
 ) -> AsyncIterator[Gateway]:
-    """Build every object, recover what a crash left, load the adapters, and take it all down again in order."""
+    """Build every object, recover what a crash left, load the adapters, and take it all down again in order.
+
+    chores: also do what one process does for all on a database: attribute, sweep, ship, ask witnesses.
+    """
     database = Database(settings.database.url)
     database.require_current_schema()
     with database.claimed_by(settings.server.id):
-        async with _opened(settings, database, engine, embedder) as gateway:
+        async with _opened(settings, database, engine, embedder, chores=chores) as gateway:
             yield gateway
 
 
 @asynccontextmanager
 async def _opened(
-    settings: Settings, database: Database, engine: MakeEngine, embedder: MakeEmbedder
+    settings: Settings, database: Database, engine: MakeEngine, embedder: MakeEmbedder, *, chores: bool
 ) -> AsyncIterator[Gateway]:
     signer = Signer.load(settings.log.signing_key_file)
     ledger = Log(signer, settings.quorum)
@@ -106,8 +116,8 @@ async def _opened(
             per_tenant=settings.limits.concurrent_per_key,
             places=settings.limits.queue,
             wait_s=settings.limits.queue_s,
+            on_change=metrics.observe_turns,
         )
-        metrics.watch(turns)
         admission = Admission(transactions, books, turns)
         pipeline = Pipeline(
             transactions=transactions,
@@ -119,6 +129,7 @@ async def _opened(
             metrics=metrics,
             estimator=attribution.ESTIMATORS[settings.attribution.estimator],
             limits=settings.limits,
+            poll_s=ALONE_POLL_S if settings.server.workers == 1 else SHARED_POLL_S,
         )
         sweeper = Sweeper(
             transactions=transactions,
@@ -129,9 +140,10 @@ async def _opened(
             limits=settings.limits,
         )
         witnessing = Witnessing.of(settings, database=database, ledger=ledger, metrics=metrics)
-        background = [asyncio.create_task(work) for work in (pipeline.work(), sweeper.run(), witnessing.run())]
+        done_once = (pipeline.work, sweeper.run, witnessing.run) if chores else ()
+        background = [asyncio.create_task(work()) for work in done_once]
         try:
-            async with shipping(settings.ledgers, ledger, transactions, metrics):
+            async with shipping(settings.ledgers if chores else (), ledger, transactions, metrics):
                 yield Gateway(
                     settings=settings,
                     transactions=transactions,
@@ -165,13 +177,17 @@ async def _opened(
 
 
 def create_app(
-    settings: Settings, *, engine: MakeEngine = make_engine, embedder: MakeEmbedder = make_embedder
+    settings: Settings,
+    *,
+    engine: MakeEngine = make_engine,
+    embedder: MakeEmbedder = make_embedder,
+    chores: bool = True,
 ) -> FastAPI:
-    """The ASGI application. It serves once its lifespan has begun."""
+    """The ASGI application. It serves once its lifespan has begun. chores: see open_gateway."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_gateway(settings, engine=engine, embedder=embedder) as gateway:
+        async with open_gateway(settings, engine=engine, embedder=embedder, chores=chores) as gateway:
             app.state.gateway = gateway
             app.state.published = Published(
                 log=gateway.log, verifier_key=gateway.signer.verifier_key, reads=gateway.transactions

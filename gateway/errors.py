@@ -6,7 +6,8 @@ admitted is named in the headers of its error too.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import structlog
 from fastapi import FastAPI, Request
@@ -18,6 +19,7 @@ from gateway.answers import UnknownRequestError
 from gateway.auth import KeyRefusedError, RoleRefusedError
 from gateway.catalogue import UnknownModelError
 from gateway.engines import EngineRefused, EngineUnavailable, PromptTooLong
+from gateway.exchange import TookTooLongError
 from gateway.fairness import TooBusyError
 from gateway.idempotency import IdempotencyConflictError, RequestInProgressError, ResponseExpiredError
 from gateway.transactions import DatabaseUnavailableError
@@ -30,13 +32,21 @@ INVALID_REQUEST = "invalid_request_error"
 
 
 class BadRequestError(ValueError):
-    """The request cannot be understood; param names the field, where one is at fault."""
+    """The request cannot be understood; param names the field, where one is at fault. headers: of the reply to it."""
 
-    def __init__(self, message: str, param: str | None = None, code: str | None = None, status: int = 400) -> None:
+    def __init__(
+        self,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        status: int = 400,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
         self.param = param
         self.code = code
         self.status = status
+        self.headers = headers or {}
 
 
 class NotFoundError(LookupError):
@@ -68,6 +78,7 @@ TABLE: dict[type[Exception], Reply] = {
     ResponseExpiredError: Reply(status=410, type=INVALID_REQUEST, code="response_expired"),
     TooBusyError: Reply(status=429, type="requests", code="too_busy"),
     BudgetExceeded: Reply(status=429, type="insufficient_quota", code="monthly_budget_exceeded"),
+    TookTooLongError: Reply(status=504, type="service_unavailable", code="engine_timeout"),
     EngineUnavailable: Reply(status=503, type="service_unavailable", code="engine_unavailable"),
     CommitError: Reply(status=503, type="service_unavailable", code="ledger_unavailable"),
     DatabaseUnavailableError: Reply(status=503, type="service_unavailable", code="ledger_unavailable"),
@@ -90,6 +101,8 @@ def body_of(error: BaseException) -> tuple[int, dict[str, object]]:
                 Reply(status=500, type="server_error", code="internal_error"), "the gateway failed; it was logged"
             )
         reply = RATE_LIMITS.get(error.limit, found) if isinstance(error, BudgetExceeded) else found
+        if isinstance(error, EngineRefused):
+            reply = replace(reply, param=error.param)
     return _shape(reply, str(error))
 
 
@@ -110,6 +123,8 @@ async def _ours(_request: Request, error: Exception) -> JSONResponse:
     if status == 500:
         log.error("request_failed", exc_info=error)
     headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
+    if isinstance(error, BadRequestError):
+        headers |= error.headers
     if isinstance(error, BudgetExceeded | RequestInProgressError | TooBusyError):
         headers["Retry-After"] = str(error.retry_after_s)
     if request_id := structlog.contextvars.get_contextvars().get("request_id"):

@@ -11,7 +11,7 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar, get_args
 
@@ -142,15 +142,24 @@ class Turn:
 
 
 class Turns:
-    """Callers wait here. wait_s: how long at most."""
+    """Callers wait here. wait_s: how long at most. on_change: is told how many turns are held and how many wait."""
 
-    def __init__(self, *, turns: int, per_tenant: int | None, places: int, wait_s: float) -> None:
+    def __init__(
+        self,
+        *,
+        turns: int,
+        per_tenant: int | None,
+        places: int,
+        wait_s: float,
+        on_change: Callable[[int, int], None] = lambda _held, _waiting: None,
+    ) -> None:
         # One key never holds the last quarter, so that another's first request need not wait for a turn to end.
         per_tenant = min(per_tenant or max(1, turns - turns // 4), turns)
         self._lanes: Lanes[asyncio.Future[None]] = Lanes(turns=turns, per_tenant=per_tenant, places=places)
         self._turns = turns
         self._wait_s = wait_s
         self._mean_turn_s = 1.0
+        self._on_change = on_change
 
     @property
     def held(self) -> int:
@@ -178,6 +187,7 @@ class Turns:
                     self.ended(tenant.name, None)  # the turn came in the moment in which its caller went
                 else:
                     self._lanes.leave(tenant.name, ticket)
+                    self._start()
                 if isinstance(error, TimeoutError):
                     raise self._too_busy(tenant.name, f"no turn came in {self._wait_s:g} s") from None
                 raise
@@ -197,6 +207,7 @@ class Turns:
                 self._lanes.end(name)
             else:
                 ticket.set_result(None)
+        self._on_change(self.held, self.waiting)
 
     def _too_busy(self, name: str, why: str) -> TooBusyError:
         wait_s = (self._lanes.ahead(name) + 1) * self._mean_turn_s / self._turns

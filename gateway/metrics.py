@@ -5,18 +5,20 @@ No label is a contributor, a request, a key or a document, so the number of seri
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from gateway.catalogue import ServedModel
 from gateway.exchange import Answer
-from gateway.fairness import Turns
 from metering import Usage
 
+METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client keeps its values there, where it is set
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576)
 RATIOS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3)
@@ -98,8 +100,8 @@ class Metrics:
             ("ledger", "reason"),
         )
         self.shipping_success = self._gauge(
-            "tributary_ledger_shipping_success_age_seconds",
-            "Since a ledger elsewhere last held all that it was offered",
+            "tributary_ledger_shipping_success_timestamp_seconds",
+            "When a ledger elsewhere last held all that it was offered, in seconds since 1970",
             ("ledger",),
         )
         self.shipping_contradicted = self._gauge(
@@ -110,14 +112,15 @@ class Metrics:
         self.witness_failures = self._counter(
             "tributary_witness_failures_total", "Times that a witness gave no cosignature", ("witness",)
         )
-        self.registry.register(_StateCollector(state))
+        self.answering = self._gauge("tributary_requests_answering", "Requests being answered", ())
+        self.waiting = self._gauge("tributary_requests_waiting", "Requests that wait for a turn", ())
+        self._state = _StateCollector(state)
+        self.registry.register(self._state)
 
-    def watch(self, turns: Turns) -> None:
-        """Show how many requests are being answered, and how many wait for their turn."""
-        self._gauge("tributary_requests_answering", "Requests being answered", ()).set_function(lambda: turns.held)
-        self._gauge("tributary_requests_waiting", "Requests that wait for a turn", ()).set_function(
-            lambda: turns.waiting
-        )
+    def observe_turns(self, held: int, waiting: int) -> None:
+        """Note how many requests are being answered, and how many wait for their turn."""
+        self.answering.set(held)
+        self.waiting.set(waiting)
 
     def observe_answer(self, answer: Answer) -> None:
         """Count an answer that was just metered."""
@@ -151,8 +154,13 @@ class Metrics:
             self.credited_nano.labels(line["role"]).inc(int(line["amount_nano"]))
 
     def render(self) -> bytes:
-        """The exposition text."""
-        return generate_latest(self.registry)
+        """The exposition text; of several workers, that of all of them together."""
+        whole = self.registry
+        if folder := os.environ.get(METRICS_FOLDER):
+            whole = CollectorRegistry()
+            MultiProcessCollector(whole, folder)  # type: ignore[no-untyped-call]
+            whole.register(self._state)
+        return generate_latest(whole)
 
     def _histogram(self, name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...]) -> Histogram:
         return Histogram(name, text, labels, registry=self.registry, buckets=buckets)
@@ -161,7 +169,7 @@ class Metrics:
         return Counter(name, text, labels, registry=self.registry)
 
     def _gauge(self, name: str, text: str, labels: tuple[str, ...]) -> Gauge:
-        return Gauge(name, text, labels, registry=self.registry)
+        return Gauge(name, text, labels, registry=self.registry, multiprocess_mode="livesum")
 
 
 class _StateCollector:

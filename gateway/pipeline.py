@@ -11,7 +11,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
-from contextlib import aclosing, suppress
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from typing import Any, TypeVar
 
 import orjson
@@ -23,7 +23,7 @@ from gateway import answers, scoring
 from gateway.admission import Admission, touched
 from gateway.answers import AnswerRow, GroundedPassage, SealedInputs, salted_digest
 from gateway.auth import Principal
-from gateway.engines import Delta, Engine, EngineError, GenerationRequest
+from gateway.engines import Delta, Engine, EngineError, EngineUnavailable, GenerationRequest
 from gateway.exchange import Answer, Question, TookTooLongError, within
 from gateway.fairness import PRIORITIES
 from gateway.grounding import ground
@@ -52,7 +52,6 @@ from retrieval import Retriever
 T = TypeVar("T")
 ATTEMPTS_MAX = 3
 RETRY_S = 5.0
-POLL_S = 30.0
 log = structlog.get_logger(__name__)
 
 
@@ -77,6 +76,7 @@ class Pipeline:
         metrics: Metrics,
         estimator: attribution.Estimator,
         limits: Limits,
+        poll_s: float,
     ) -> None:
         self._transactions = transactions
         self._admission = admission
@@ -87,6 +87,7 @@ class Pipeline:
         self._metrics = metrics
         self._estimator = estimator
         self._limits = limits
+        self._poll_s = poll_s
         self._tasks: set[asyncio.Task[Any]] = set()
         self._answering: set[Answer] = set()
         self._attributing: dict[str, asyncio.Task[dict[str, Any]]] = {}
@@ -106,15 +107,16 @@ class Pipeline:
         started_s = time.monotonic()
         request_id = question.resolved.request_id if question.resolved else new_id("req")
         structlog.contextvars.bind_contextvars(request_id=request_id)
-        context_tokens = self._engine.context_tokens
+        context_tokens, max_tokens, n = self._engine.context_tokens, question.sampling.max_tokens, question.n_choices
         intent = await self._admission.admit(
             caller,
             request_id,
-            maximum_nano=question.model.price.maximum_nano(context_tokens, question.most_tokens),
-            maximum_tokens=context_tokens,
+            maximum_nano=question.model.price.maximum_nano(context_tokens, max_tokens, n),
+            maximum_tokens=context_tokens + (n - 1) * min(max_tokens, context_tokens),
             key=key,
             claim=claim,
         )
+        now_s = asyncio.get_running_loop().time()
         answer = Answer(
             request_id=request_id,
             caller=caller,
@@ -124,10 +126,12 @@ class Pipeline:
             passages=(),
             claim=claim,
             started_s=started_s,
-            deadline_s=asyncio.get_running_loop().time() + self._limits.answer_s,
+            deadline_s=now_s + self._limits.answer_s,
+            # An engine may give a whole answer in one piece; only of a stream is an early token owed.
+            first_deadline_s=now_s + (self._limits.first_token_s if question.stream else self._limits.answer_s),
         )
         try:
-            async with within(answer.deadline_s):
+            async with self._in_time(answer):
                 answer.passages = await self._ground(question)
                 stream = self._generate(answer)
                 answer.take(await anext(stream))
@@ -176,18 +180,24 @@ class Pipeline:
         """Take what is generated, meter it, and only then let the last byte go."""
         failure: Exception | None = None
         try:
-            async with within(answer.deadline_s), aclosing(stream):
+            async with self._in_time(answer) as time_left, aclosing(stream):
                 async for delta in stream:
+                    has_begun = answer.first_token_s is not None
                     answer.take(delta)
                     if answer.abandoned:
-                        answer.finish_reason = "cancelled"
+                        answer.cut = "cancelled"
                         break
+                    if not has_begun and answer.first_token_s is not None:
+                        time_left.reschedule(answer.deadline_s)
         except TookTooLongError as error:
-            answer.finish_reason = "length"
+            answer.cut = "length"
             failure = None if answer.answer_ids else error
         except Exception as error:
             log.warning("generation_failed", error=repr(error))
-            failure = error
+            failure = error if answer.unfinished else None  # what fails after the answer fails nobody
+        else:
+            if answer.unfinished and answer.cut is None:
+                failure = EngineUnavailable("the engine stopped before the answer had ended")
         try:
             if failure is None or answer.answer_ids:
                 await self._meter(answer)
@@ -204,6 +214,13 @@ class Pipeline:
         finally:
             self._answering.discard(answer)
             self._admission.ended(answer.request_id)
+
+    def _in_time(self, answer: Answer) -> AbstractAsyncContextManager[asyncio.Timeout]:
+        """The time that the engine has for the next of the answer."""
+        if answer.first_token_s is not None:
+            return within(answer.deadline_s)
+        early = answer.first_deadline_s < answer.deadline_s
+        return within(min(answer.first_deadline_s, answer.deadline_s), "first_token_s" if early else "answer_s")
 
     async def _release(self, answer: Answer) -> None:
         """Void a request whose usage did not commit. If the ledger is still gone, the sweeper does it."""
@@ -242,7 +259,9 @@ class Pipeline:
             )
             answers.insert(transaction, row)
             if answer.claim is not None and self._limits.replay_hours:
-                answer.claim.keep(transaction, JSON_TYPE, answer.said.encode())
+                response = answer.said.encode()
+                if len(response) <= self._limits.replay_bytes:
+                    answer.claim.keep(transaction, JSON_TYPE, response)
 
         await self._transactions.commit("usage", commit, touched(answer.intent, SUSPENSE))
         self._metrics.observe_answer(answer)
@@ -344,8 +363,8 @@ class Pipeline:
             if "pending" in outcomes:
                 await asyncio.sleep(RETRY_S)
             elif not outcomes:
-                with suppress(TimeoutError):  # an operator's retry comes from another process, and wakes nobody here
-                    async with asyncio.timeout(POLL_S):
+                with suppress(TimeoutError):  # what comes from another process wakes nobody here
+                    async with asyncio.timeout(self._poll_s):
                         await self._work_arrived.wait()
 
     # Underneath.

@@ -104,6 +104,7 @@ class Server(_Section):
     id: GatewayId = Field(default="gateway-1", description="names its sequence of requests")
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535, description="0 takes any free port")
+    workers: int = Field(default=1, ge=1, le=64, description="processes that serve; above 1 the engine is vLLM")
 
 
 class DatabaseSection(_Section):
@@ -168,6 +169,9 @@ class Limits(_Section):
 
     body_bytes: int = Field(default=1 << 20, ge=1024)
     default_max_tokens: int = Field(default=128, ge=1)
+    body_s: float = Field(default=30, gt=0, description="a request's body arrives within it, or is not read further")
+    first_token_s: float = Field(default=120, gt=0, description="a stream begins within it, or nothing is charged")
+    stall_s: float = Field(default=60, gt=0, description="a client that takes nothing of its stream for so long is cut")
     answer_s: float = Field(default=600, gt=0, description="an answer that takes longer ends there, as by max_tokens")
     intent_s: float = Field(default=900, gt=0, description="what was admitted earlier and has not ended is voided")
     sweep_s: float = Field(default=30, gt=0, description="how often what is left over is looked for")
@@ -176,6 +180,7 @@ class Limits(_Section):
     queue: int = Field(default=1024, ge=0, description="requests that may wait for a turn; more are told to come later")
     queue_s: float = Field(default=30, gt=0, description="how long one waits for a turn")
     replay_hours: float = Field(default=24, ge=0, description="responses to keyed requests are kept so long; 0, never")
+    replay_bytes: int = Field(default=1 << 22, ge=0, description="longer responses to keyed requests are not kept")
 
     @model_validator(mode="after")
     def _answers_end_before_their_intents(self) -> Self:

@@ -21,7 +21,7 @@ async def rate(request: Request, gateway: GatewayState, caller: KeyHolder) -> di
     nothing and returns its log index again.
     """
     caller.require("caller")
-    body = parse(await read_document(request, gateway.settings.limits.body_bytes), FeedbackRequest)
+    body = parse(await read_document(request, gateway.settings.limits), FeedbackRequest)
     await gateway.transactions.read(lambda c: answers.find(c, body.request_id, caller.subject))
     index = await gateway.transactions.commit(
         "feedback",

@@ -14,9 +14,10 @@ import orjson
 from fastapi import Request
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, ValidationError, model_validator
 from pydantic.json_schema import models_json_schema
-from starlette.requests import ClientDisconnect
 
+from gateway.api.wire import read_body
 from gateway.errors import BadRequestError
+from gateway.settings import Limits
 
 Body = TypeVar("Body", bound=BaseModel)
 Ignored = Any
@@ -183,21 +184,17 @@ def takes(kind: type[BaseModel]) -> dict[str, Any]:
 _BRANCH = re.compile(r"str|constrained-str|dict|list|none|.*\[.*\].*")
 
 
-async def read_document(request: Request, limit_bytes: int) -> Any:
-    """Read a request body as JSON; raises BadRequestError."""
-    chunks, size = [], 0
+def decode(body: bytes) -> Any:
+    """Read a body as JSON; raises BadRequestError."""
     try:
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > limit_bytes:
-                raise BadRequestError(f"the body is over {limit_bytes} bytes, the most this gateway reads", status=413)
-            chunks.append(chunk)
-    except ClientDisconnect:
-        raise BadRequestError("the client left before its request was read", status=499) from None
-    try:
-        return orjson.loads(b"".join(chunks))
+        return orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise BadRequestError(f"the body is not JSON: {error}") from None
+
+
+async def read_document(request: Request, limits: Limits) -> Any:
+    """Read a request's body, in time, as JSON; raises BadRequestError."""
+    return decode(await read_body(request.receive, limit_bytes=limits.body_bytes, within_s=limits.body_s))
 
 
 def parse(document: Any, kind: type[Body]) -> Body:

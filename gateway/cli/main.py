@@ -93,6 +93,7 @@ app = typer.Typer(
 )
 app.command()(server.init)
 app.command()(server.serve)
+app.command("serve-worker", hidden=True)(server.serve_worker)
 app.command()(server.migrate)
 app.command()(demo)
 app.command("fsck")(checking.run_fsck)

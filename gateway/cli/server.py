@@ -20,6 +20,7 @@ from starlette.applications import Starlette
 
 from gateway.app import create_app
 from gateway.cli.context import DEFAULT_CONFIG, ConfigOption, JsonOption, out, print_json, say
+from gateway.cli.workers import Lifeline, run_workers, worker_settings
 from gateway.database import Database, DatabaseError
 from gateway.observe import configure_logging
 from gateway.settings import LogSection, load
@@ -88,7 +89,24 @@ def serve(
     settings = load(config)
     with bind(host or settings.server.host, settings.server.port if port is None else port) as listener:
         configure_logging()
-        asyncio.run(run(create_app(settings), listener))
+        if settings.server.workers == 1:
+            asyncio.run(run(create_app(settings), listener))
+        else:
+            asyncio.run(run_workers(settings, config, listener))
+
+
+def serve_worker(
+    number: Annotated[int, typer.Argument(help="From 0.")],
+    listener: Annotated[int, typer.Argument(help="Descriptor of the listening socket.")],
+    lifeline: Annotated[int, typer.Argument(help="Descriptor of the line to the parent.")],
+    config: ConfigOption = DEFAULT_CONFIG,
+) -> None:
+    """Be one of the workers of `serve`, which starts them; not for people."""
+    settings = worker_settings(load(config), number)
+    configure_logging()
+    structlog.contextvars.bind_contextvars(worker=number + 1)
+    with socket.socket(fileno=listener) as shared:
+        asyncio.run(run(create_app(settings, chores=number == 0), shared, Lifeline(lifeline)))
 
 
 class _Server(uvicorn.Server):
@@ -102,8 +120,11 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def run(app: Starlette, listener: socket.socket) -> None:
-    """Open the app, serve until a signal, close it. What keeps it from opening is raised; uvicorn would log it."""
+async def run(app: Starlette, listener: socket.socket, lifeline: Lifeline | None = None) -> None:
+    """Open the app, serve until a signal, close it. What keeps it from opening is raised; uvicorn would log it.
+
+    lifeline: of a worker, whose parent listens already.
+    """
     config = uvicorn.Config(
         app, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=SHUTDOWN_S
     )
@@ -111,6 +132,10 @@ async def run(app: Starlette, listener: socket.socket) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, server.handle_exit, number, None)
     async with app.router.lifespan_context(app):
+        if lifeline is not None:
+            lifeline.serving(lambda: server.handle_exit(signal.SIGTERM, None))
+            await server.serve(sockets=[listener])
+            return
         listener.listen(config.backlog)
         host, port = listener.getsockname()[:2]
         log.info("listening", url=f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")

@@ -1,0 +1,82 @@
+"""The client's end of the wire: bodies that arrive in time, and streams that are read in time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+
+import structlog
+from fastapi.responses import StreamingResponse
+from starlette.types import Message, Receive, Scope, Send
+
+from gateway.errors import BadRequestError
+
+log = structlog.get_logger(__name__)
+
+# Told with an error that leaves a body unread, so that the rest of it is not waited for.
+_HANG_UP = {"connection": "close"}
+
+
+async def read_body(receive: Receive, *, limit_bytes: int, within_s: float) -> bytes:
+    """Read a request's body. Raises BadRequestError when it is too long, too slow, or the client leaves."""
+    chunks, size = [], 0
+    try:
+        async with asyncio.timeout(within_s):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise BadRequestError("the client left before its request was read", status=499)
+                chunk = message.get("body", b"")
+                size += len(chunk)
+                if size > limit_bytes:
+                    raise BadRequestError(
+                        f"the body is over {limit_bytes} bytes, the most this gateway reads",
+                        status=413,
+                        headers=_HANG_UP,
+                    )
+                chunks.append(chunk)
+                if not message.get("more_body", False):
+                    return b"".join(chunks)
+    except TimeoutError:
+        raise BadRequestError(
+            f"the body did not arrive within {within_s:g} s", code="request_timeout", status=408, headers=_HANG_UP
+        ) from None
+
+
+class StalledError(Exception):
+    """The client takes nothing of what it is sent."""
+
+
+def unstalled(send: Send, stall_s: float) -> Send:
+    """`send`, but that raises StalledError where it would wait for the client for longer than stall_s."""
+
+    async def sending(message: Message) -> None:
+        try:
+            async with asyncio.timeout(stall_s):
+                await send(message)
+        except TimeoutError:
+            raise StalledError from None
+
+    return sending
+
+
+class EventStream(StreamingResponse):
+    """A stream of server-sent events that tells when it is over, however it ended, and waits for no stalled client."""
+
+    def __init__(
+        self, events: AsyncIterator[bytes], on_end: Callable[[], None], headers: Mapping[str, str], stall_s: float
+    ) -> None:
+        headers = {**headers, "cache-control": "no-cache", "x-accel-buffering": "no"}
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self._on_end = on_end
+        self._stall_s = stall_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the stream; the end is told even when the client left before the first byte."""
+        try:
+            await super().__call__(scope, receive, unstalled(send, self._stall_s))
+        except* StalledError:
+            # The response stays unfinished, and for that the server closes the connection.
+            log.warning("client_stalled", stall_s=self._stall_s)
+        finally:
+            self._on_end()
