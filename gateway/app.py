@@ -15,8 +15,9 @@ import attribution
 from gateway import answers, errors
 from gateway.admission import Admission
 from gateway.api import answers as answer_routes
-from gateway.api import contributors, feedback, openai, operations, payouts, transparency
+from gateway.api import contributors, feedback, models, openai, operations, payouts, responses, transparency
 from gateway.api.requests import body_schemas
+from gateway.api.responses_requests import ResponsesRequest
 from gateway.catalogue import Catalogue, publish
 from gateway.database import Database
 from gateway.embeddings import Embeddings
@@ -27,6 +28,7 @@ from gateway.observe import Observed
 from gateway.pipeline import Pipeline
 from gateway.published import Published
 from gateway.registry import Registry, RegistryError
+from gateway.routing.names import Names, Router, compared
 from gateway.settings import Settings
 from gateway.shipping import shipping
 from gateway.state import Gateway
@@ -104,6 +106,9 @@ async def _opened(
         metrics = Metrics(lambda: _ledger_state(database, ledger, running, settings))
         await _load_adapters(running, catalogue, metrics)
         embedding = embedder(settings)
+        router = Router(
+            Names.of(catalogue, settings, await asyncio.to_thread(compared, settings, embedding)), embedding
+        )
         retriever = Retriever(settings.retrieval.index_file, embedding)
         transactions = Transactions(database, committer, metrics)
         await transactions.read(retriever.sync)
@@ -147,7 +152,7 @@ async def _opened(
                     log=ledger,
                     books=books,
                     registry=registry,
-                    catalogue=catalogue,
+                    router=router,
                     engine=running,
                     metrics=metrics,
                     pipeline=pipeline,
@@ -188,19 +193,20 @@ def create_app(
             app.state.published = Published(
                 log=gateway.log, verifier_key=gateway.signer.verifier_key, reads=gateway.transactions
             )
-            log.info("ready", models=[model.name for model in gateway.catalogue], log_key=gateway.signer.verifier_key)
+            log.info("ready", models=list(gateway.router.names), log_key=gateway.signer.verifier_key)
             yield
 
     app = FastAPI(title="Tributary", version="0.1.0", lifespan=lifespan)
     errors.install(app)
-    for routes in (openai, answer_routes, feedback, contributors, payouts, transparency, operations):
+    pages = (openai, responses, models, answer_routes, feedback, contributors, payouts, transparency, operations)
+    for routes in pages:
         app.include_router(routes.router)
     app.add_middleware(Observed)
     described = app.openapi
 
     def openapi() -> dict[str, Any]:
         document = described()
-        document["components"]["schemas"] |= body_schemas()
+        document["components"]["schemas"] |= body_schemas(ResponsesRequest)
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

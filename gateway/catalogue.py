@@ -1,4 +1,4 @@
-"""What a client may name in `model`, resolved once at start-up."""
+"""The served models, each with its terms as the log dates them. A reload replaces them whole."""
 
 from __future__ import annotations
 
@@ -58,6 +58,10 @@ class Catalogue:
 
     def __iter__(self) -> Iterator[ServedModel]:
         return iter(self._models.values())
+
+    def get(self, name: str) -> ServedModel | None:
+        """The served model of that name, if there is one."""
+        return self._models.get(name)
 
     def find(self, name: str, kind: str | None = None) -> ServedModel:
         """The served model of that name, and of that kind if one is given; raises UnknownModelError listing them."""

@@ -16,13 +16,13 @@ from gateway import answers
 from gateway.admission import Admission, touched
 from gateway.answers import AnswerRow, SealedInputs, salted_digest
 from gateway.auth import Principal
-from gateway.catalogue import ServedModel
 from gateway.engines import PromptTooLong
 from gateway.exchange import within
 from gateway.idempotency import VECTORS_TYPE, Claim, Replay
-from gateway.identifiers import new_id, now
+from gateway.identifiers import now
 from gateway.metrics import Metrics
 from gateway.objects import attributed_object, attribution_record, pending_object
+from gateway.routing.names import Resolved
 from gateway.settings import Limits
 from gateway.transactions import Transactions
 from metering import SUSPENSE, Books, Intent, Transaction, Usage, UsageRecord, split
@@ -31,9 +31,10 @@ from retrieval import Embedder
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Embedded:
-    """vectors: float32 (n_texts, dimension), unit rows."""
+    """model: the served model's name. vectors: float32 (n_texts, dimension), unit rows."""
 
     request_id: str
+    model: str
     vectors: NDArray[np.float32]
     usage: Usage
 
@@ -43,6 +44,7 @@ class Embedded:
         counts = replay.attribution["usage"]
         return cls(
             request_id=replay.request_id,
+            model=replay.attribution["served_model"],
             vectors=np.frombuffer(replay.response, dtype="<f4").reshape(n_texts, -1),
             usage=Usage(prompt_tokens=counts["prompt_tokens"], completion_tokens=counts["completion_tokens"]),
         )
@@ -71,7 +73,7 @@ class Embeddings:
     async def embed(
         self,
         caller: str,
-        model: ServedModel,
+        resolved: Resolved,
         texts: list[str],
         *,
         key: Principal | None = None,
@@ -83,7 +85,7 @@ class Embeddings:
         idempotency key, looked up. Raises TooBusyError, PromptTooLong, InsufficientCredit, BudgetExceeded or
         RequestInProgressError before any work that costs more than counting tokens.
         """
-        request_id = new_id("req")
+        model, request_id = resolved.model, resolved.request_id
         structlog.contextvars.bind_contextvars(request_id=request_id)
         usage = Usage(prompt_tokens=await asyncio.to_thread(self._count, texts), completion_tokens=0)
         intent = await self._admission.admit(
@@ -101,24 +103,24 @@ class Embeddings:
             except Exception as error:
                 await self._admission.void(intent, type(error).__name__)
                 raise
-            attributed = await self._record(intent, model, texts, usage, vectors, claim)
+            attributed = await self._record(intent, resolved, texts, usage, vectors, claim)
         finally:
             self._admission.ended(request_id)
         self._metrics.observe_usage(model, usage)
         self._metrics.observe_credit(attributed)
-        return Embedded(request_id=request_id, vectors=vectors, usage=usage)
+        return Embedded(request_id=request_id, model=model.name, vectors=vectors, usage=usage)
 
     async def _record(
         self,
         intent: Intent,
-        model: ServedModel,
+        resolved: Resolved,
         texts: list[str],
         usage: Usage,
         vectors: NDArray[np.float32],
         claim: Claim | None,
     ) -> dict[str, Any]:
         """Commit usage, charge, split and what a repeat will be given; returns the attribution object."""
-        request_id = intent.request_id
+        request_id, model = intent.request_id, resolved.model
         salt = secrets.token_bytes(32)
         record = UsageRecord(
             served_model=model.name,
@@ -147,7 +149,8 @@ class Embeddings:
             usage_index = self._books.record_usage(transaction, intent, record)
             credit = attribution_record(request_id, inputs, terms, None, lines, {})
             record_index = self._books.record_attribution(transaction, credit)
-            attributed = attributed_object(pending_object(request_id, record), inputs, terms, None, lines, record_index)
+            pending = pending_object(request_id, record, resolved)
+            attributed = attributed_object(pending, inputs, terms, None, lines, record_index)
             row = AnswerRow(
                 request_id=request_id,
                 caller=intent.account,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import chain
@@ -18,6 +18,7 @@ from gateway.engines import Delta, EngineUnavailable, FinishReason, SamplingPara
 from gateway.fairness import Priority
 from gateway.grounding import Message
 from gateway.idempotency import Claim
+from gateway.routing.names import Resolved
 from metering import Intent, Usage
 
 # Of several choices that ended differently, the usage names the reason that its reader should know of.
@@ -48,11 +49,13 @@ async def within(deadline_s: float, limit: str = "answer_s") -> AsyncIterator[as
 class Question:
     """What a caller asks: a conversation, or a raw prompt to continue; exactly one of the two.
 
-    corpora, top_k: where to look for how many passages; a raw prompt is never grounded. prompt, tools, options: see
-    GenerationRequest. stream: the answer is wanted as events.
+    resolved: how its model was found, and for which request id; None where nobody named one. corpora, top_k: where to
+    look for how many passages; a raw prompt is never grounded. prompt, tools, options: see GenerationRequest. stream:
+    the answer is wanted as events.
     """
 
     model: ServedModel
+    resolved: Resolved | None = None
     messages: tuple[Message, ...] | None = None
     prompt: str | tuple[int, ...] | None = None
     corpora: tuple[str, ...] = ()
@@ -75,12 +78,17 @@ class Question:
     @property
     def asked(self) -> str | None:
         """What retrieval searches for: the last user message."""
-        return next((m.content for m in reversed(self.messages or ()) if m.role == "user"), None)
+        return last_user_message(self.messages or ())
+
+
+def last_user_message(messages: Sequence[Message]) -> str | None:
+    """What a conversation asks for: the content of the last message of the role `user`."""
+    return next((m.content for m in reversed(messages) if m.role == "user"), None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Said:
-    """What an answer says to its client. model: as the client named it. created_s: whole seconds since 1970.
+    """What an answer says to its client. model: the served model. created_s: whole seconds since 1970.
 
     text: of the first choice. raw: all choices as the engine itself wrote them, for an engine that does. unfinished:
     the choices that it did not end; finish_reason says what did.

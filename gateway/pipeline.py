@@ -105,7 +105,7 @@ class Pipeline:
         PromptTooLong, EngineRefused or EngineUnavailable, with nothing charged.
         """
         started_s = time.monotonic()
-        request_id = new_id("req")
+        request_id = question.resolved.request_id if question.resolved else new_id("req")
         structlog.contextvars.bind_contextvars(request_id=request_id)
         context_tokens, max_tokens, n = self._engine.context_tokens, question.sampling.max_tokens, question.n_choices
         intent = await self._admission.admit(
@@ -242,7 +242,8 @@ class Pipeline:
             prompt_digest=salted_digest(salt, answer.prompt_ids),
             answer_digest=salted_digest(salt, answer.answer_ids),
         )
-        answer.attribution = pending_object(answer.request_id, usage)
+        answer.attribution = pending_object(answer.request_id, usage, answer.question.resolved)
+        inputs = answer.sealed().encode()
 
         def commit(transaction: Transaction) -> None:
             row = AnswerRow(
@@ -254,7 +255,7 @@ class Pipeline:
                 record_index=None,
                 attempts=0,
                 salt=salt,
-                inputs=answer.sealed().encode(),
+                inputs=inputs,
                 attribution=orjson.dumps(answer.attribution),
             )
             answers.insert(transaction, row)

@@ -17,12 +17,16 @@ import sqlalchemy as sa
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from gateway.adapter_sources import SourceKind
 from gateway.grounding import DEFAULT_INSTRUCTION
+from gateway.identifiers import ADAPTER_NAME, ADAPTER_VERSION
 from ledger_client import Quorum, Verifier, WitnessVerifier, from_address
 from metering import Price, SettlementTerms, SplitPolicy
 
 ENVIRONMENT_PREFIX = "TRIBUTARY__"
 BASE_MODEL = "smollm2-135m-instruct"
+AUTO = "auto"
+LIVE = ("models", "policies", "aliases", "routing")
 DATABASES = ("sqlite", "postgresql")
 
 
@@ -83,6 +87,7 @@ def _is_witness_key(value: str) -> str:
 UsdAmount = Annotated[str, AfterValidator(_is_usd)]
 EvmAddress = Annotated[str, AfterValidator(_is_address)]
 Name = Annotated[str, _whole(r"[a-z0-9][a-z0-9._-]{0,62}")]
+AdapterReference = Annotated[str, _whole(f"{ADAPTER_NAME}(?:@{ADAPTER_VERSION})?")]
 GatewayId = Annotated[str, _whole(r"[a-z0-9][a-z0-9-]{0,62}")]
 Origin = Annotated[str, _whole(r"[^\s+\x00-\x1f\x7f]{1,255}")]
 DatabaseUrl = Annotated[str, AfterValidator(_is_database)]
@@ -145,6 +150,14 @@ class EngineSection(_Section):
     dtype: Literal["fp32", "bf16"] = "fp32"
     device: str = "cpu"
     threads: int | None = Field(default=None, ge=1, description="absent, PyTorch decides")
+
+
+class AdaptersSection(_Section):
+    """Where adapters may come from, and where they are kept."""
+
+    directory: Path = Field(default=Path("adapters"), description="the store; relative to the configuration file")
+    sources: tuple[SourceKind, ...] = Field(default=("directory",), description="of directory, s3 and hub")
+    max_rank: int = Field(default=64, ge=1, le=512, description="what the engine can hold")
 
 
 class RetrievalSection(_Section):
@@ -235,7 +248,7 @@ class ModelSection(_Section):
     name: Name
     kind: Literal["chat", "embedding"] = "chat"
     base: Name = Field(default=BASE_MODEL, description="[engine] name, or [retrieval] embedder for an embedding model")
-    adapter: Name | None = None
+    adapter: AdapterReference | None = Field(default=None, description="NAME, its newest version, or NAME@VERSION")
     corpora: tuple[Name, ...] = ()
     licences: tuple[str, ...] | None = Field(default=None, description="those that allow the use; absent, any")
     top_k: int | None = Field(default=None, ge=1, le=32, description="absent, [retrieval] top_k")
@@ -243,6 +256,54 @@ class ModelSection(_Section):
     policy: str = "default"
     price: PriceSection = PriceSection()
     description: str = ""
+    examples: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=(), description="questions that it is for, which `auto` compares with"
+    )
+    auto: bool = Field(default=False, description="whether `auto` may choose it")
+
+    @property
+    def said_of_it(self) -> list[str]:
+        """What `auto` compares a question with."""
+        return [*filter(None, [self.description]), *self.examples]
+
+    @model_validator(mode="after")
+    def _auto_has_something_to_compare(self) -> Self:
+        if self.auto and self.kind != "chat":
+            raise ValueError("auto chooses among models of kind chat")
+        if self.auto and not self.said_of_it:
+            raise ValueError("auto needs a description or examples to compare questions with")
+        return self
+
+
+class TargetSection(_Section):
+    """A model behind an alias, and its weight beside the others'."""
+
+    model: Name
+    weight: int = Field(default=1, ge=0, le=1_000_000, description="0 sends nothing there")
+
+
+class AliasSection(_Section):
+    """Another name for one model, or for several by weight."""
+
+    name: Name
+    targets: Annotated[tuple[TargetSection, ...], Field(min_length=1, max_length=32)]
+    description: str = ""
+
+    @model_validator(mode="after")
+    def _some_target_is_reached(self) -> Self:
+        if not any(target.weight for target in self.targets):
+            raise ValueError("a weight must be above 0")
+        repeated = [model for model, count in Counter(target.model for target in self.targets).items() if count > 1]
+        if repeated:
+            raise ValueError(f"targets has {repeated[0]!r} twice; add the weights")
+        return self
+
+
+class RoutingSection(_Section):
+    """How `auto` chooses a model."""
+
+    auto_fallback: Name | None = Field(default=None, description="takes what no model is like; absent, no `auto`")
+    auto_threshold: float = Field(default=0.2, ge=-1, le=1, description="the least mean cosine that counts as like")
 
 
 class PolicySection(_Section):
@@ -297,13 +358,16 @@ class Settings(BaseSettings):
     database: DatabaseSection = DatabaseSection()
     log: LogSection = LogSection()
     engine: EngineSection = EngineSection()
+    adapters: AdaptersSection = AdaptersSection()
     retrieval: RetrievalSection = RetrievalSection()
     attribution: AttributionSection = AttributionSection()
     limits: Limits = Limits()
     settlement: SettlementSection = SettlementSection()
     chain: ChainSection = ChainSection()
+    routing: RoutingSection = RoutingSection()
     witnesses: tuple[WitnessSection, ...] = ()
     models: tuple[ModelSection, ...] = ()
+    aliases: tuple[AliasSection, ...] = ()
     policies: tuple[PolicySection, ...] = (PolicySection(name="default"),)
     ledgers: tuple[LedgerSection, ...] = ()
 
@@ -341,6 +405,7 @@ class Settings(BaseSettings):
     def _names_resolve(self) -> Self:
         for kind, names in (
             ("models", [model.name for model in self.models]),
+            ("aliases", [alias.name for alias in self.aliases]),
             ("policies", [policy.name for policy in self.policies]),
             ("ledgers", [ledger.name for ledger in self.ledgers]),
             ("witnesses", [witness.name for witness in self.witnesses]),
@@ -352,6 +417,34 @@ class Settings(BaseSettings):
         for model in self.models:
             if model.policy not in policies:
                 raise ValueError(f"model {model.name!r} names policy {model.policy!r}, which no [[policies]] defines")
+        return self
+
+    @model_validator(mode="after")
+    def _aliases_lead_to_models(self) -> Self:
+        kinds = {model.name: model.kind for model in self.models}
+        aliases = {alias.name for alias in self.aliases}
+        if AUTO in kinds.keys() | aliases:
+            raise ValueError(f"{AUTO!r} means that the gateway chooses; name the model or alias otherwise")
+        if taken := aliases & kinds.keys():
+            raise ValueError(f"{min(taken)!r} is in [[aliases]] and in [[models]]; names must differ")
+        for alias in self.aliases:
+            for target in alias.targets:
+                if target.model in aliases | {AUTO}:
+                    raise ValueError(f"alias {alias.name!r} leads to {target.model!r}, and an alias leads to models")
+                if target.model not in kinds:
+                    raise ValueError(f"alias {alias.name!r} leads to {target.model!r}, which no [[models]] defines")
+            if len({kinds[target.model] for target in alias.targets}) > 1:
+                raise ValueError(f"alias {alias.name!r} leads to models of different kinds")
+        return self
+
+    @model_validator(mode="after")
+    def _auto_falls_back(self) -> Self:
+        fallback = self.routing.auto_fallback
+        if fallback is None:
+            if chosen := next((model.name for model in self.models if model.auto), None):
+                raise ValueError(f"model {chosen!r} has auto, and routing.auto_fallback names no model")
+        elif fallback not in {model.name for model in self.models if model.kind == "chat"}:
+            raise ValueError(f"routing.auto_fallback is {fallback!r}, which no [[models]] of kind chat defines")
         return self
 
     @model_validator(mode="after")
@@ -443,6 +536,7 @@ def _anchored(settings: Settings, folder: Path) -> Settings:
         "log": {"signing_key_file": folder / settings.log.signing_key_file},
         "engine": {"model": model and folder / model},
         "chain": {"key_file": chain_key and folder / chain_key},
+        "adapters": {"directory": folder / settings.adapters.directory},
         "retrieval": {"index_file": folder / settings.retrieval.index_file},
     }
     sections = {name: getattr(settings, name).model_copy(update=change) for name, change in changes.items()}

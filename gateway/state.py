@@ -14,6 +14,7 @@ from gateway.engines import Engine
 from gateway.metrics import Metrics
 from gateway.pipeline import Pipeline
 from gateway.registry import Registry
+from gateway.routing.names import Router
 from gateway.settings import Settings
 from gateway.transactions import Transactions
 from ledger_client import Log, Signer
@@ -22,7 +23,7 @@ from metering import Books
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Gateway:
-    """Everything a route may use."""
+    """Everything a route may use. settings: as at the start; what a reload changes since is the router's."""
 
     settings: Settings
     transactions: Transactions
@@ -30,11 +31,16 @@ class Gateway:
     log: Log
     books: Books
     registry: Registry
-    catalogue: Catalogue
+    router: Router
     engine: Engine
     metrics: Metrics
     pipeline: Pipeline
     embeddings: Embeddings
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """The models that are served now."""
+        return self.router.names.catalogue
 
 
 def _gateway(request: Request) -> Gateway:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from gateway.api.messages import offered
+from gateway.api.models import answer_headers, resolve
 from gateway.api.repeats import REPLAYED, asked_before, takes_once
 from gateway.api.replies import CHAT, COMPLETION, Shape, StreamWriter, Told, replayed, whole
 from gateway.api.requests import (
@@ -22,29 +22,14 @@ from gateway.api.requests import (
 )
 from gateway.api.wire import EventStream
 from gateway.auth import Principal
-from gateway.catalogue import ServedModel
 from gateway.embeddings import Embedded
 from gateway.engines import Delta, SamplingParams
 from gateway.errors import BadRequestError
-from gateway.exchange import Answer, Question, Said
+from gateway.exchange import Answer, Question, Said, last_user_message
 from gateway.idempotency import JSON_TYPE, Claim, Replay
 from gateway.state import Gateway, GatewayState, KeyHolder
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
-
-
-@router.get("/models")
-async def list_models(gateway: GatewayState, caller: KeyHolder) -> dict[str, Any]:
-    """The served models."""
-    caller.require("caller", "operator")
-    return {"object": "list", "data": [_model_object(model) for model in gateway.catalogue]}
-
-
-@router.get("/models/{name}")
-async def retrieve_model(name: str, gateway: GatewayState, caller: KeyHolder) -> dict[str, Any]:
-    """One served model."""
-    caller.require("caller", "operator")
-    return _model_object(gateway.catalogue.find(name))
 
 
 @router.post("/chat/completions", openapi_extra=takes_once(ChatRequest))
@@ -57,15 +42,18 @@ async def chat_completions(request: Request, gateway: GatewayState, caller: KeyH
     if isinstance(once, Replay):
         return _answer_again(gateway, once, body, CHAT)
     options = _options(gateway, body)
-    model = _model(request, gateway, body.model, "chat")
+    messages = tuple(message.turn() for message in body.messages)
+    resolved = await resolve(request, gateway, body.model, kind="chat", asked=last_user_message(messages))
+    model = resolved.model
     if unknown := set(body.corpora or ()) - set(model.corpora):
         known = ", ".join(model.corpora) or "none"
         raise BadRequestError(f"model {model.name!r} has no corpus {min(unknown)!r}; its corpora: {known}", "corpora")
     question = Question(
         model=model,
+        resolved=resolved,
         corpora=model.corpora if body.corpora is None else tuple(body.corpora),
         top_k=body.top_k or model.top_k,
-        messages=tuple(message.turn() for message in body.messages),
+        messages=messages,
         sampling=_sampling(gateway, body, body.max_completion_tokens or body.max_tokens),
         tools=offered(body.tools),
         options=options,
@@ -84,8 +72,11 @@ async def completions(request: Request, gateway: GatewayState, caller: KeyHolder
     once = await asked_before(request, gateway, caller.subject, document)
     if isinstance(once, Replay):
         return _answer_again(gateway, once, body, COMPLETION)
+    asked = body.prompt if isinstance(body.prompt, str) else None
+    resolved = await resolve(request, gateway, body.model, kind="chat", asked=asked)
     question = Question(
-        model=_model(request, gateway, body.model, "chat"),
+        model=resolved.model,
+        resolved=resolved,
         prompt=body.prompt if isinstance(body.prompt, str) else tuple(body.prompt),
         sampling=_sampling(gateway, body, body.max_tokens),
         options=_options(gateway, body),
@@ -104,8 +95,8 @@ async def embeddings(request: Request, gateway: GatewayState, caller: KeyHolder)
     once = await asked_before(request, gateway, caller.subject, document)
     if isinstance(once, Replay):
         return _vectors(Embedded.again(once, len(body.texts)), body, REPLAYED)
-    model = _model(request, gateway, body.model, "embedding")
-    embedded = await gateway.embeddings.embed(caller.subject, model, body.texts, key=caller, claim=once)
+    resolved = await resolve(request, gateway, body.model, kind="embedding")
+    embedded = await gateway.embeddings.embed(caller.subject, resolved, body.texts, key=caller, claim=once)
     return _vectors(embedded, body, {})
 
 
@@ -117,33 +108,11 @@ def _vectors(embedded: Embedded, body: EmbeddingRequest, headers: dict[str, str]
     ]
     content = {
         "object": "list",
-        "model": body.model,
+        "model": embedded.model,
         "data": data,
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }
-    return JSONResponse(content, headers=_headers(embedded.request_id) | headers)
-
-
-def _model(request: Request, gateway: Gateway, name: str, kind: str) -> ServedModel:
-    """Resolve the name that a client gave; what it resolved to becomes a label, the name itself never does."""
-    model = gateway.catalogue.find(name, kind)
-    request.state.served_model = model.name
-    gateway.metrics.routing.labels(model.name, "named").inc()
-    return model
-
-
-def _model_object(model: ServedModel) -> dict[str, Any]:
-    return {
-        "id": model.name,
-        "object": "model",
-        "created": 0,
-        "owned_by": model.adapter.developer if model.adapter else "platform",
-        "kind": model.kind,
-        "description": model.description,
-        "base_model": model.base,
-        "adapter": model.adapter_name,
-        "corpora": list(model.corpora),
-    }
+    return JSONResponse(content, headers=answer_headers(embedded.request_id, embedded.model) | headers)
 
 
 def _options(gateway: Gateway, body: ChatRequest | CompletionRequest) -> dict[str, Any]:
@@ -162,10 +131,6 @@ def _sampling(gateway: Gateway, body: ChatRequest | CompletionRequest, max_token
     )
 
 
-def _headers(request_id: str) -> dict[str, str]:
-    return {"x-tributary-request-id": request_id, "x-request-id": request_id}
-
-
 async def _answer(
     gateway: Gateway,
     caller: Principal,
@@ -180,13 +145,17 @@ async def _answer(
         if not body.stream:
             async for _ in deltas:
                 pass
-            return Response(whole(_told(answer), shape), media_type=JSON_TYPE, headers=_headers(answer.request_id))
+            return Response(whole(_told(answer), shape), media_type=JSON_TYPE, headers=_headers(answer))
         first = await _first(deltas)
     except BaseException:
         answer.abandon()
         raise
     events = _events(answer, shape, first, deltas, include_usage=_wants_usage(body))
-    return EventStream(events, answer.abandon, _headers(answer.request_id), gateway.settings.limits.stall_s)
+    return EventStream(events, answer.abandon, _headers(answer), gateway.settings.limits.stall_s)
+
+
+def _headers(answer: Answer) -> dict[str, str]:
+    return answer_headers(answer.request_id, answer.question.model.name)
 
 
 async def _first(deltas: AsyncIterator[Delta]) -> list[Delta]:
@@ -230,7 +199,7 @@ def _told(answer: Answer) -> Told:
 def _answer_again(gateway: Gateway, replay: Replay, body: ChatRequest | CompletionRequest, shape: Shape) -> Response:
     """The first answer once more, in the shape that the body asks for, which is the shape that it had."""
     told = Told(request_id=replay.request_id, said=Said.decode(replay.response), attribution=replay.attribution)
-    headers = _headers(replay.request_id) | REPLAYED
+    headers = answer_headers(replay.request_id, told.said.model) | REPLAYED
     if not body.stream:
         return Response(whole(told, shape), media_type=JSON_TYPE, headers=headers)
 

@@ -212,9 +212,9 @@ class FeedbackRequest(Body):
     comment: Annotated[str, Field(max_length=4000, pattern=r"^[^\x00]*$")] | None = None
 
 
-def body_schemas() -> dict[str, Any]:
-    """The JSON schemas of every body that a route reads for itself, for the OpenAPI document."""
-    kinds: list[type[BaseModel]] = [ChatRequest, CompletionRequest, EmbeddingRequest, FeedbackRequest]
+def body_schemas(*more: type[BaseModel]) -> dict[str, Any]:
+    """The JSON schemas of every body that a route reads for itself, for the OpenAPI document. more: kinds of them."""
+    kinds: list[type[BaseModel]] = [ChatRequest, CompletionRequest, EmbeddingRequest, FeedbackRequest, *more]
     _, schemas = models_json_schema([(kind, "validation") for kind in kinds], ref_template=SCHEMA_REFERENCE)
     found: dict[str, Any] = schemas["$defs"]
     return found

@@ -211,11 +211,11 @@ async def test_an_attribution_whose_reply_was_lost_is_found_and_not_failed(
 async def test_a_text_that_the_embedder_would_not_see_whole_is_refused_unpaid(site: Site) -> None:
     site.embedder.max_tokens = 3
     async with site.open() as gateway:
-        model = gateway.catalogue.find("plain")
-        embedded = await gateway.embeddings.embed(site.caller, model, ["one two three"])
+        one, another = [gateway.router.names.resolve("vectors", "embedding", new_id("req")) for _ in range(2)]
+        embedded = await gateway.embeddings.embed(site.caller, one, ["one two three"])
         assert embedded.usage.prompt_tokens == 3
         with pytest.raises(PromptTooLong, match="4 tokens"):
-            await gateway.embeddings.embed(site.caller, model, ["one", "one two three four"])
+            await gateway.embeddings.embed(site.caller, another, ["one", "one two three four"])
     assert len(site.entries("usage.recorded")) == 1
     assert site.check()["suspense"] == 0
 

@@ -111,7 +111,7 @@ def test_embeddings(gateway: Running) -> None:
 
 def test_models(gateway: Running) -> None:
     client = gateway.client()
-    assert [model.id for model in client.models.list()] == ["guide", "telegram", "smollm2", "minilm"]
+    assert [model.id for model in client.models.list()] == ["guide", "telegram", "smollm2", "minilm", "auto"]
     assert client.models.retrieve("guide").model_extra["adapter"] == "grounded-qa"
 
 
