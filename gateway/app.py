@@ -198,8 +198,8 @@ def create_app(
 
     app = FastAPI(title="Tributary", version="0.1.0", lifespan=lifespan)
     errors.install(app)
-    routers = (openai, responses, models, answer_routes, feedback, contributors, payouts, transparency, operations)
-    for routes in routers:
+    pages = (openai, responses, models, answer_routes, feedback, contributors, payouts, transparency, operations)
+    for routes in pages:
         app.include_router(routes.router)
     app.add_middleware(Observed)
     described = app.openapi
