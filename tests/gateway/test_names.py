@@ -325,7 +325,7 @@ async def test_the_embedder_works_only_for_auto_and_once_for_a_question(site: Si
         await ask(client, "stable")
         assert site.embedder.texts == before
         for _ in range(3):
-            await ask(  # noqa: E501
+            await ask(
                 client, "auto", messages=[{"role": "user", "content": "cast the bell" + " x" * 9000}], max_tokens=9
             )
     (embedded,) = site.embedder.texts[len(before) :]
