@@ -61,17 +61,17 @@ def measure(
     )
     with running(server):
         server.wait_until_answering(f"{url}/health", timeout_s=_START_S)
-        return [_compare(folder / str(count), url, folders[:count], model, seconds) for count in counts]
+        return [_compare(folder / str(count), url, folders[:count], seconds) for count in counts]
 
 
-def _compare(folder: Path, url: str, folders: Sequence[Path], model: Path, seconds: float) -> Comparison:
+def _compare(folder: Path, url: str, folders: Sequence[Path], seconds: float) -> Comparison:
     names = [at.name for at in folders]
     for at in folders:
         post(f"{url}/v1/load_lora_adapter", json.dumps({"lora_name": at.name, "lora_path": str(at)}).encode())
     direct = _load(Asking(url=url, model=",".join(names), max_tokens=TOKENS), seconds)
     for name in names:
         post(f"{url}/v1/unload_lora_adapter", json.dumps({"lora_name": name}).encode())
-    gateway = Gateway(folder, [url], adapters=folders, model=model)
+    gateway = Gateway(folder, [url], loras={at.name: at for at in folders})
     with running(gateway.serve()):
         through = _load(Asking(**vars(gateway.asking(",".join(names))) | {"max_tokens": TOKENS}), seconds)
         gateway.drain()
