@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from benchmarks.gateway import faults, memory, speed
-from benchmarks.gateway.ours import ADAPTED, BASE_ONLY, Gateway
+from benchmarks.gateway.ours import ADAPTED, BASE_ONLY, LORA, Gateway
 from benchmarks.gateway.peers import PEERS, Peer, PeerAbsent
 from benchmarks.gateway.processes import running, split_cores
 from benchmarks.gateway.speed import Figures
@@ -125,7 +125,8 @@ def _turns(
     """What is measured in one round, in order, by the name that the table gives it."""
 
     def ours(model: str) -> Figures:
-        gateway = Gateway(folder / model, [upstream.url], database=sizes.database, adapter=model == ADAPTED, cores=own)
+        loras = {ADAPTED: LORA} if model == ADAPTED else {}
+        gateway = Gateway(folder / model, [upstream.url], database=sizes.database, loras=loras, cores=own)
         with running(gateway.serve()) as server:
             figures = speed.measure(
                 gateway.asking(model), upstream, server, seconds=sizes.seconds, cores=others, settled=gateway.drain
