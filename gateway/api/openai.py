@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
+from gateway.api.messages import offered
 from gateway.api.models import answer_headers, resolve
 from gateway.api.repeats import REPLAYED, asked_before, takes_once
 from gateway.api.replies import CHAT, COMPLETION, Shape, StreamWriter, Told, replayed, whole
@@ -14,6 +16,7 @@ from gateway.api.requests import (
     ChatRequest,
     CompletionRequest,
     EmbeddingRequest,
+    check_taken,
     encode_vector,
     parse,
     read_document,
@@ -24,7 +27,6 @@ from gateway.embeddings import Embedded
 from gateway.engines import Delta, SamplingParams
 from gateway.errors import BadRequestError
 from gateway.exchange import Answer, Question, Said, last_user_message
-from gateway.grounding import Message
 from gateway.idempotency import JSON_TYPE, Claim, Replay
 from gateway.state import Gateway, GatewayState, KeyHolder
 
@@ -37,14 +39,11 @@ async def chat_completions(request: Request, gateway: GatewayState, caller: KeyH
     caller.require("caller")
     document = await read_document(request, gateway.settings.limits)
     body = parse(document, ChatRequest)
-    if body.max_tokens is not None and body.max_completion_tokens is not None:
-        raise BadRequestError("give max_completion_tokens or max_tokens, not both", "max_tokens")
     once = await asked_before(request, gateway, caller.subject, document)
     if isinstance(once, Replay):
         return _answer_again(gateway, once, body, CHAT)
-    # OpenAI's newer name for the system role.
-    roles = {"developer": "system"}
-    messages = tuple(Message(role=roles.get(m.role, m.role), content=m.text()) for m in body.messages)
+    options = _options(gateway, body)
+    messages = tuple(message.turn() for message in body.messages)
     resolved = await resolve(request, gateway, body.model, kind="chat", asked=last_user_message(messages))
     model = resolved.model
     if unknown := set(body.corpora or ()) - set(model.corpora):
@@ -57,6 +56,8 @@ async def chat_completions(request: Request, gateway: GatewayState, caller: KeyH
         top_k=body.top_k or model.top_k,
         messages=messages,
         sampling=_sampling(gateway, body, body.max_completion_tokens or body.max_tokens),
+        tools=offered(body.tools),
+        options=options,
         stream=bool(body.stream),
         mode=(body.attribution and body.attribution.mode) or gateway.settings.attribution.mode,
     )
@@ -77,8 +78,9 @@ async def completions(request: Request, gateway: GatewayState, caller: KeyHolder
     question = Question(
         model=resolved.model,
         resolved=resolved,
-        prompt=body.prompt,
+        prompt=body.prompt if isinstance(body.prompt, str) else tuple(body.prompt),
         sampling=_sampling(gateway, body, body.max_tokens),
+        options=_options(gateway, body),
         stream=bool(body.stream),
         mode=(body.attribution and body.attribution.mode) or gateway.settings.attribution.mode,
     )
@@ -112,6 +114,12 @@ def _vectors(embedded: Embedded, body: EmbeddingRequest, headers: dict[str, str]
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }
     return JSONResponse(content, headers=answer_headers(embedded.request_id, embedded.model) | headers)
+
+
+def _options(gateway: Gateway, body: ChatRequest | CompletionRequest) -> dict[str, Any]:
+    options = body.options()
+    check_taken(body, options, gateway.engine.options)
+    return options
 
 
 def _sampling(gateway: Gateway, body: ChatRequest | CompletionRequest, max_tokens: int | None) -> SamplingParams:
