@@ -101,7 +101,7 @@ async def test_a_server_that_never_serves_is_stopped(tmp_path: Path) -> None:
     server = VllmServer(
         spec(tmp_path, "import time; print('thinking', flush=True); time.sleep(600)"), start_s=1, starts=1
     )
-    with pytest.raises(ServerFailed, match="did not serve within 1 s(?s:.*)thinking"):
+    with pytest.raises(ServerFailed, match=r"did not serve within 1 s(?s:.*)thinking"):
         async with server:
             pass
     assert server.pid is not None
