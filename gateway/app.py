@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import structlog
@@ -17,7 +18,7 @@ from gateway.admission import Admission
 from gateway.api import answers as answer_routes
 from gateway.api import contributors, feedback, models, openai, operations, payouts, transparency
 from gateway.api.requests import body_schemas
-from gateway.catalogue import Catalogue, publish
+from gateway.catalogue import Catalogue, offered, publish
 from gateway.database import Database
 from gateway.embeddings import Embeddings
 from gateway.engines import AdapterFiles, Engine
@@ -26,7 +27,8 @@ from gateway.metrics import LedgerState, Metrics
 from gateway.observe import Observed
 from gateway.pipeline import Pipeline
 from gateway.published import Published
-from gateway.registry import Registry, RegistryError
+from gateway.registry import Adapter, Registry, RegistryError
+from gateway.reload import Reloader
 from gateway.routing.names import Names, Router, compared
 from gateway.settings import Settings
 from gateway.shipping import shipping
@@ -100,14 +102,13 @@ async def _opened(
     try:
         require_signer(database, ledger, signer, settings.log.origin)
         await asyncio.wrap_future(committer.submit(lambda t: _void_what_a_crash_left(t, books, settings.server.id)))
-        catalogue = await asyncio.wrap_future(committer.submit(lambda t: publish(t, settings, registry, books)))
+        catalogue = await asyncio.wrap_future(committer.submit(lambda t: _publish(t, settings, registry, books)))
         running = await asyncio.to_thread(engine, settings)
         metrics = Metrics(lambda: _ledger_state(database, ledger, running, settings))
-        await _load_adapters(running, catalogue, metrics)
+        await _load_adapters(running, metrics, catalogue.adapters)
         embedding = embedder(settings)
-        router = Router(
-            Names.of(catalogue, settings, await asyncio.to_thread(compared, settings, embedding)), embedding
-        )
+        vectors = await asyncio.to_thread(compared, settings, embedding)
+        router = Router(Names.of(catalogue, settings, vectors), embedding)
         retriever = Retriever(settings.retrieval.index_file, embedding)
         transactions = Transactions(database, committer, metrics)
         await transactions.read(retriever.sync)
@@ -152,6 +153,16 @@ async def _opened(
                     books=books,
                     registry=registry,
                     router=router,
+                    reloader=Reloader(
+                        settings=settings,
+                        transactions=transactions,
+                        books=books,
+                        registry=registry,
+                        load=partial(_load_adapters, running, metrics),
+                        embedder=embedding,
+                        router=router,
+                        metrics=metrics,
+                    ),
                     engine=running,
                     metrics=metrics,
                     pipeline=pipeline,
@@ -217,9 +228,13 @@ def _void_what_a_crash_left(transaction: Transaction, books: Books, gateway_id: 
         books.void(transaction, intent, "the gateway stopped before the answer was metered")
 
 
-async def _load_adapters(engine: Engine, catalogue: Catalogue, metrics: Metrics) -> None:
-    for adapter in {model.adapter.name: model.adapter for model in catalogue if model.adapter}.values():
-        files = AdapterFiles.read(adapter.path)
+def _publish(transaction: Transaction, settings: Settings, registry: Registry, books: Books) -> Catalogue:
+    return publish(transaction, settings, offered(transaction.connection, settings, registry), books)
+
+
+async def _load_adapters(engine: Engine, metrics: Metrics, adapters: Iterable[Adapter]) -> None:
+    for adapter in adapters:
+        files = await asyncio.to_thread(AdapterFiles.read, adapter.path)
         if files.digest != adapter.digest:
             raise RegistryError(
                 f"the files of adapter {adapter.name!r} in {adapter.path} are not those that were registered; "
