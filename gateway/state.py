@@ -7,13 +7,14 @@ from typing import Annotated
 
 from fastapi import Depends, Header, Request
 
-from gateway.auth import Principal, authenticate
+from gateway.auth import KeyRing, Principal
 from gateway.catalogue import Catalogue
 from gateway.embeddings import Embeddings
 from gateway.engines import Engine
 from gateway.metrics import Metrics
 from gateway.pipeline import Pipeline
 from gateway.registry import Registry
+from gateway.reload import Reloader
 from gateway.routing.names import Router
 from gateway.settings import Settings
 from gateway.transactions import Transactions
@@ -27,11 +28,13 @@ class Gateway:
 
     settings: Settings
     transactions: Transactions
+    keys: KeyRing
     signer: Signer
     log: Log
     books: Books
     registry: Registry
     router: Router
+    reloader: Reloader
     engine: Engine
     metrics: Metrics
     pipeline: Pipeline
@@ -52,7 +55,7 @@ GatewayState = Annotated[Gateway, Depends(_gateway)]
 
 
 async def _principal(gateway: GatewayState, authorization: Annotated[str | None, Header()] = None) -> Principal:
-    return await gateway.transactions.read(lambda connection: authenticate(connection, authorization))
+    return await gateway.keys.principal(authorization)
 
 
 KeyHolder = Annotated[Principal, Depends(_principal)]

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from benchmarks.gateway import faults, memory, speed
-from benchmarks.gateway.ours import ADAPTED, BASE_ONLY, Gateway
-from benchmarks.gateway.peers import PEERS, NotInstalled, Peer
-from benchmarks.gateway.processes import DidNotStart, Server, running, split_cores
+from benchmarks.gateway import faults, memory, sharing, speed
+from benchmarks.gateway.ours import ADAPTED, BASE_ONLY, LORA, Gateway
+from benchmarks.gateway.peers import PEERS, Peer, PeerAbsent
+from benchmarks.gateway.processes import running, split_cores
 from benchmarks.gateway.speed import Figures
 from benchmarks.gateway.upstream import CHUNKS, MODEL, Upstream
 from benchmarks.ledger.machine import machine
@@ -101,7 +101,7 @@ def print_speed(folder: Path, sizes: Sizes) -> _Result:
                     continue
                 try:
                     found.setdefault(name, []).append(turn())
-                except (DidNotStart, NotInstalled) as error:
+                except PeerAbsent as error:
                     absent[name] = str(error)
     medians = {name: speed.middle(rounds) for name, rounds in found.items() if rounds}
     direct = medians["direct"]
@@ -125,7 +125,8 @@ def _turns(
     """What is measured in one round, in order, by the name that the table gives it."""
 
     def ours(model: str) -> Figures:
-        gateway = Gateway(folder / model, [upstream.url], database=sizes.database, adapter=model == ADAPTED, cores=own)
+        loras = {ADAPTED: LORA} if model == ADAPTED else {}
+        gateway = Gateway(folder / model, [upstream.url], database=sizes.database, loras=loras, cores=own)
         with running(gateway.serve()) as server:
             figures = speed.measure(
                 gateway.asking(model), upstream, server, seconds=sizes.seconds, cores=others, settled=gateway.drain
@@ -134,10 +135,7 @@ def _turns(
             return figures
 
     def theirs(peer: Peer) -> Figures:
-        front = peer.front(peer.folder(), upstream.url, MODEL)
-        server = Server(front.command, log=folder / f"{peer.name}.log", cores=own, environment=front.environment)
-        with running(server):
-            asking = front.serving(server)
+        with peer.before(upstream.url, MODEL, log=folder / f"{peer.name}.log", cores=own) as (server, asking):
             return speed.measure(asking, upstream, server, seconds=sizes.seconds, cores=others)
 
     folder.mkdir(exist_ok=True)
@@ -160,8 +158,8 @@ def _print_speed(medians: dict[str, Figures], direct: Figures, absent: dict[str,
         print(f"{name:20} not measured: {why}")
     print(
         "tributary: the base model alone, with authentication, admission, usage and its split committed durably, and\n"
-        "metrics on; of the peers, none commits a record. tributary, adapter: each answer is also attributed to a LoRA\n"
-        "by scoring on the same server. direct: what the server and the load generator do without a gateway."
+        "metrics on; of the peers, none commits a record. tributary, adapter: each answer is also attributed to a\n"
+        "LoRA by scoring on the same server. direct: what the server and the load generator do without a gateway."
     )
 
 
@@ -212,10 +210,31 @@ def print_faults(folder: Path, sizes: Sizes) -> _Result:
     }
 
 
+def print_sharing(folder: Path, sizes: Sizes) -> _Result:
+    """A quiet caller beside a flood."""
+    own, others = split_cores()
+    with running_upstream(folder, others) as upstream:
+        limits = f"concurrent = {sharing.CONCURRENT}"
+        gateway = Gateway(folder / "sharing", [upstream.url], database=sizes.database, cores=own, limits=limits)
+        shared = sharing.measure(gateway, upstream, seconds=3 * sizes.seconds, cores=others)
+    print(
+        f"{sharing.CONCURRENT} turns; a quiet key, and one with {sharing.FLOOD_CONNECTIONS} connections. Whole answers"
+    )
+    print(f"{'':20}{'answers/s':>10}{'p50 ms':>10}{'p99 ms':>10}{'not whole':>10}")
+    rows = {"quiet, alone": shared.alone, "quiet, beside flood": shared.beside, "flood": shared.flood}
+    for name, outcome in rows.items():
+        failed = sum(outcome.failed.values())
+        p50_ms, p99_ms = outcome.total_ms_at(0.5), outcome.total_ms_at(0.99)
+        print(f"{name:20}{outcome.requests_s:10.1f}{p50_ms:10.1f}{p99_ms:10.1f}{failed:10,}")
+    print(f"p99 of the quiet key beside the flood: {shared.ratio:.2f} times that alone", flush=True)
+    return {"flood_p99_ratio": round(shared.ratio, 3)}
+
+
 PARTS: dict[str, Callable[[Path, Sizes], _Result]] = {
     "speed": print_speed,
     "memory": print_memory,
     "faults": print_faults,
+    "sharing": print_sharing,
 }
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from gateway.catalogue import ServedModel
 from gateway.engines import Delta, SamplingParams
 from gateway.errors import BadRequestError
 from gateway.exchange import Answer, Question, Said, last_user_message
+from gateway.grounding import Message
 from gateway.idempotency import Replay
 from gateway.routing.names import Resolved
 from gateway.state import Gateway, GatewayState, KeyHolder
@@ -37,31 +38,29 @@ async def create_response(request: Request, gateway: GatewayState, caller: KeyHo
     once = await asked_before(request, gateway, caller.subject, document)
     if isinstance(once, Replay):
         return _answer_again(gateway, once, body)
-    asked = last_user_message(body.messages)
-    resolved = await resolve(request, gateway, body.model, kind="chat", asked=asked)
-    question = _question(gateway, body, resolved)
+    messages = body.messages
+    resolved = await resolve(request, gateway, body.model, kind="chat", asked=last_user_message(messages))
+    question = _question(gateway, body, messages, resolved)
     answer = await gateway.pipeline.open(caller.subject, question, key=caller, claim=once)
     writer = _writer(answer.request_id, answer.said, body)
+    headers = answer_headers(answer.request_id, resolved.model.name)
     deltas = answer.deltas()
     try:
         if not body.stream:
             async for delta in deltas:
                 writer.write(delta)
             content = writer.whole(answer.said.finish_reason, answer.attribution)
-            return JSONResponse(content, headers=answer_headers(answer.request_id, question.model.name))
+            return JSONResponse(content, headers=headers)
         first = await _first(deltas)
     except BaseException:
         answer.abandon()
         raise
     events = _events(answer, writer, first, deltas)
-    return EventStream(
-        events, answer.abandon, answer_headers(answer.request_id, question.model.name), gateway.settings.limits.stall_s
-    )
+    return EventStream(events, answer.abandon, headers, gateway.settings.limits.stall_s)
 
 
-def _question(gateway: Gateway, body: ResponsesRequest, resolved: Resolved) -> Question:
-    model = resolved.model
-    messages, options, takes = body.messages, body.options, gateway.engine.options
+def _question(gateway: Gateway, body: ResponsesRequest, messages: tuple[Message, ...], resolved: Resolved) -> Question:
+    model, options, takes = resolved.model, body.options, gateway.engine.options
     if "tools" not in takes and (body.tools or any(message.more for message in messages)):
         field = "tools" if body.tools else "input"
         raise _unsupported(field, model)
