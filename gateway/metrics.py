@@ -159,15 +159,15 @@ class Metrics:
     def observe_attribution(self, attributed: Mapping[str, Any], seconds: float) -> None:
         """Count an attribution object that was just recorded."""
         estimator = attributed["estimator"]["name"]
-        self.attributions.labels(attributed["status"]).inc()
         self.attribution_seconds.labels(estimator).observe(seconds)
         if attributed["surplus_nats"]:
             ratio = abs(attributed["estimator"]["residual_nats"] / attributed["surplus_nats"])
             self.residual_ratio.labels(estimator).observe(ratio)
-        self.observe_credit(attributed)
+        self.observe_split(attributed)
 
-    def observe_credit(self, attributed: Mapping[str, Any]) -> None:
-        """Count what a recorded split credits."""
+    def observe_split(self, attributed: Mapping[str, Any]) -> None:
+        """Count a split that was just recorded, and what it credits."""
+        self.attributions.labels(attributed["status"]).inc()
         for line in attributed["split"]:
             self.credited_nano.labels(line["role"]).inc(int(line["amount_nano"]))
 
