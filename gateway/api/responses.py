@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 
 from gateway.api.models import answer_headers, resolve
 from gateway.api.repeats import REPLAYED, asked_before, takes_once
-from gateway.api.requests import parse, read_document
+from gateway.api.requests import UNSUPPORTED, parse, read_document
 from gateway.api.responses_requests import ResponsesRequest
 from gateway.api.responses_shapes import ResponseWriter
 from gateway.api.wire import EventStream
@@ -17,10 +17,7 @@ from gateway.catalogue import ServedModel
 from gateway.engines import Delta, SamplingParams
 from gateway.errors import BadRequestError
 from gateway.exchange import Answer, Question, Said, last_user_message
-<<<<<<< HEAD
 from gateway.grounding import Message
-=======
->>>>>>> issue-4
 from gateway.idempotency import Replay
 from gateway.routing.names import Resolved
 from gateway.state import Gateway, GatewayState, KeyHolder
@@ -41,15 +38,9 @@ async def create_response(request: Request, gateway: GatewayState, caller: KeyHo
     once = await asked_before(request, gateway, caller.subject, document)
     if isinstance(once, Replay):
         return _answer_again(gateway, once, body)
-<<<<<<< HEAD
     messages = body.messages
     resolved = await resolve(request, gateway, body.model, kind="chat", asked=last_user_message(messages))
     question = _question(gateway, body, messages, resolved)
-=======
-    asked = last_user_message(body.messages)
-    resolved = await resolve(request, gateway, body.model, kind="chat", asked=asked)
-    question = _question(gateway, body, resolved)
->>>>>>> issue-4
     answer = await gateway.pipeline.open(caller.subject, question, key=caller, claim=once)
     writer = _writer(answer.request_id, answer.said, body)
     headers = answer_headers(answer.request_id, resolved.model.name)
@@ -59,32 +50,17 @@ async def create_response(request: Request, gateway: GatewayState, caller: KeyHo
             async for delta in deltas:
                 writer.write(delta)
             content = writer.whole(answer.said.finish_reason, answer.attribution)
-<<<<<<< HEAD
             return JSONResponse(content, headers=headers)
-=======
-            return JSONResponse(content, headers=answer_headers(answer.request_id, question.model.name))
->>>>>>> issue-4
         first = await _first(deltas)
     except BaseException:
         answer.abandon()
         raise
     events = _events(answer, writer, first, deltas)
-<<<<<<< HEAD
     return EventStream(events, answer.abandon, headers, gateway.settings.limits.stall_s)
 
 
 def _question(gateway: Gateway, body: ResponsesRequest, messages: tuple[Message, ...], resolved: Resolved) -> Question:
     model, options, takes = resolved.model, body.options, gateway.engine.options
-=======
-    return EventStream(
-        events, answer.abandon, answer_headers(answer.request_id, question.model.name), gateway.settings.limits.stall_s
-    )
-
-
-def _question(gateway: Gateway, body: ResponsesRequest, resolved: Resolved) -> Question:
-    model = resolved.model
-    messages, options, takes = body.messages, body.options, gateway.engine.options
->>>>>>> issue-4
     if "tools" not in takes and (body.tools or any(message.more for message in messages)):
         field = "tools" if body.tools else "input"
         raise _unsupported(field, model)
@@ -114,7 +90,7 @@ def _question(gateway: Gateway, body: ResponsesRequest, resolved: Resolved) -> Q
 
 def _unsupported(field: str, model: ServedModel) -> BadRequestError:
     message = f"{field}: the engine of model {model.name!r} does not support this"
-    return BadRequestError(message, field, "unsupported_parameter")
+    return BadRequestError(message, field, UNSUPPORTED)
 
 
 def _writer(request_id: str, said: Said, body: ResponsesRequest) -> ResponseWriter:
