@@ -17,7 +17,7 @@ from typing import Literal, Protocol, TypeAlias
 
 import httpx
 
-from gateway.engines.adapters import CONFIG_FILE, open_plain
+from gateway.engines.adapters import CONFIG_FILE, WEIGHTS_FILE, open_plain
 from ledger_client import ArchiveError, s3_client
 
 SourceKind: TypeAlias = Literal["directory", "s3", "hub"]
@@ -204,4 +204,5 @@ class HubSource:
 
 
 def _missing(name: str, address: str) -> SourceError:
-    return SourceError(f"there is no {name} in {address}")
+    told = "; a pickle, which can run code when it is opened, does not stand in for it" if name == WEIGHTS_FILE else ""
+    return SourceError(f"there is no {name} in {address}{told}")

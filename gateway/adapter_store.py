@@ -38,12 +38,14 @@ class Pulled:
 class AdapterStore:
     """A folder of adapters.
 
-    directory: made by the first pull. sources: the kinds that may be pulled from. max_rank: of the engine.
+    directory: made by the first pull. sources: the kinds that may be pulled from. base_model: what they must be made
+    for. max_rank: of the engine.
     """
 
-    def __init__(self, directory: Path, *, sources: Sequence[SourceKind], max_rank: int) -> None:
+    def __init__(self, directory: Path, *, sources: Sequence[SourceKind], base_model: str, max_rank: int) -> None:
         self._directory = directory
         self._sources = sources
+        self._base_model = base_model
         self._max_rank = max_rank
 
     def pull(self, source: str, *, digest: str | None = None, tell: Tell | None = None) -> Pulled:
@@ -55,7 +57,7 @@ class AdapterStore:
         with closing(open_source(source, self._sources)) as opened, self._arriving() as folder:
             for name in FILE_LIMITS_BYTES:
                 _copy(opened, name, folder / name, tell)
-            files = AdapterFiles.read(folder, max_rank=self._max_rank)
+            files = self._verified(folder)
             if digest not in {None, files.digest}:
                 raise AdapterRejected(f"{opened.address} holds sha256 {files.digest} by now, not {digest}")
             self._keep(folder, files.digest)
@@ -69,7 +71,7 @@ class AdapterStore:
         # An engine that reads the folder itself might take more from it than what was verified.
         if strange := {file.name for file in folder.iterdir()} - FILE_LIMITS_BYTES.keys():
             raise AdapterRejected(f"{folder} holds {min(strange)}, which nobody verified; remove it")
-        files = AdapterFiles.read(folder, max_rank=self._max_rank)
+        files = self._verified(folder)
         if files.digest != digest:
             raise AdapterRejected(
                 f"the files in {folder} are not those that were registered; "
@@ -88,6 +90,11 @@ class AdapterStore:
             return self.pull(source, digest=digest).files
         except SourceError as error:
             raise SourceError(f"there is no adapter sha256 {digest} in {self._directory}, and {error}") from error
+
+    def _verified(self, folder: Path) -> AdapterFiles:
+        files = AdapterFiles.read(folder, max_rank=self._max_rank)
+        files.check_base(self._base_model)
+        return files
 
     @contextmanager
     def _arriving(self) -> Iterator[Path]:

@@ -13,15 +13,17 @@ from fastapi import FastAPI
 
 import attribution
 from gateway import answers, errors
+from gateway.adapter_store import AdapterStore
 from gateway.admission import Admission
 from gateway.api import answers as answer_routes
 from gateway.api import contributors, feedback, models, openai, operations, payouts, responses, transparency
 from gateway.api.requests import body_schemas
 from gateway.api.responses_requests import ResponsesRequest
+from gateway.auth import KeyRing
 from gateway.catalogue import Catalogue, publish
 from gateway.database import Database
 from gateway.embeddings import Embeddings
-from gateway.engines import AdapterFiles, Engine
+from gateway.engines import Engine
 from gateway.fairness import Turns
 from gateway.metrics import LedgerState, Metrics
 from gateway.observe import Observed
@@ -70,6 +72,14 @@ def make_embedder(_settings: Settings) -> Embedder:
     return MiniLM()
 
 
+def make_adapter_store(settings: Settings) -> AdapterStore:
+    """The adapters that are kept on this machine."""
+    chosen = settings.adapters
+    return AdapterStore(
+        chosen.directory, sources=chosen.sources, base_model=settings.engine.name, max_rank=chosen.max_rank
+    )
+
+
 @asynccontextmanager
 async def open_gateway(
     settings: Settings,
@@ -104,7 +114,7 @@ async def _opened(
         catalogue = await asyncio.wrap_future(committer.submit(lambda t: publish(t, settings, registry, books)))
         running = await asyncio.to_thread(engine, settings)
         metrics = Metrics(lambda: _ledger_state(database, ledger, running, settings))
-        await _load_adapters(running, catalogue, metrics)
+        await _load_adapters(running, catalogue, make_adapter_store(settings), metrics)
         embedding = embedder(settings)
         router = Router(
             Names.of(catalogue, settings, await asyncio.to_thread(compared, settings, embedding)), embedding
@@ -148,6 +158,7 @@ async def _opened(
                 yield Gateway(
                     settings=settings,
                     transactions=transactions,
+                    keys=KeyRing(transactions),
                     signer=signer,
                     log=ledger,
                     books=books,
@@ -198,8 +209,8 @@ def create_app(
 
     app = FastAPI(title="Tributary", version="0.1.0", lifespan=lifespan)
     errors.install(app)
-    pages = (openai, responses, models, answer_routes, feedback, contributors, payouts, transparency, operations)
-    for routes in pages:
+    routers = (openai, responses, models, answer_routes, feedback, contributors, payouts, transparency, operations)
+    for routes in routers:
         app.include_router(routes.router)
     app.add_middleware(Observed)
     described = app.openapi
@@ -219,15 +230,14 @@ def _void_what_a_crash_left(transaction: Transaction, books: Books, gateway_id: 
         books.void(transaction, intent, "the gateway stopped before the answer was metered")
 
 
-async def _load_adapters(engine: Engine, catalogue: Catalogue, metrics: Metrics) -> None:
-    for adapter in {model.adapter.name: model.adapter for model in catalogue if model.adapter}.values():
-        files = AdapterFiles.read(adapter.path)
-        if files.digest != adapter.digest:
+async def _load_adapters(engine: Engine, catalogue: Catalogue, store: AdapterStore, metrics: Metrics) -> None:
+    for adapter in {model.adapter.digest: model.adapter for model in catalogue if model.adapter}.values():
+        if adapter.base_digest not in {None, engine.base_digest}:
             raise RegistryError(
-                f"the files of adapter {adapter.name!r} in {adapter.path} are not those that were registered; "
-                "register them as a new version with `tributary adapter add`"
+                f"adapter {adapter.reference} was tried on weights of {adapter.base_model} that are not those here, "
+                f"sha256 {engine.base_digest}; register it again with `tributary adapter add`"
             )
-        await engine.load(files)
+        await engine.load(await asyncio.to_thread(store.require, adapter.digest, adapter.source))
         metrics.adapter_loads.inc()
 
 

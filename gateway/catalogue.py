@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from gateway.registry import Adapter, Registry, RegistryError, Terms
+from gateway.adapters import Adapter
+from gateway.registry import Registry, RegistryError, Terms
 from gateway.settings import ModelSection, Settings
 from metering import Books, Price, SplitPolicy, Transaction
 
@@ -106,7 +107,7 @@ def publish(transaction: Transaction, settings: Settings, registry: Registry, bo
 def _adapter(connection: sa.Connection, section: ModelSection, registry: Registry) -> Adapter | None:
     if section.adapter is None:
         return None
-    adapter = registry.adapter(connection, section.adapter)
+    adapter = registry.adapters.find(connection, section.adapter)
     if adapter.base_model != section.base:
         raise RegistryError(
             f"model {section.name!r} puts adapter {adapter.name!r} on base {section.base!r}, "

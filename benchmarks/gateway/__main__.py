@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from benchmarks.gateway import faults, memory, speed
-from benchmarks.gateway.ours import ADAPTED, BASE_ONLY, Gateway
-from benchmarks.gateway.peers import PEERS, NotInstalled, Peer
-from benchmarks.gateway.processes import DidNotStart, Server, running, split_cores
+from benchmarks.gateway.ours import ADAPTED, BASE_ONLY, LORA, Gateway
+from benchmarks.gateway.peers import PEERS, Peer, PeerAbsent
+from benchmarks.gateway.processes import running, split_cores
 from benchmarks.gateway.speed import Figures
 from benchmarks.gateway.upstream import CHUNKS, MODEL, Upstream
 from benchmarks.ledger.machine import machine
@@ -101,7 +101,7 @@ def print_speed(folder: Path, sizes: Sizes) -> _Result:
                     continue
                 try:
                     found.setdefault(name, []).append(turn())
-                except (DidNotStart, NotInstalled) as error:
+                except PeerAbsent as error:
                     absent[name] = str(error)
     medians = {name: speed.middle(rounds) for name, rounds in found.items() if rounds}
     direct = medians["direct"]
@@ -125,7 +125,8 @@ def _turns(
     """What is measured in one round, in order, by the name that the table gives it."""
 
     def ours(model: str) -> Figures:
-        gateway = Gateway(folder / model, [upstream.url], database=sizes.database, adapter=model == ADAPTED, cores=own)
+        loras = {ADAPTED: LORA} if model == ADAPTED else {}
+        gateway = Gateway(folder / model, [upstream.url], database=sizes.database, loras=loras, cores=own)
         with running(gateway.serve()) as server:
             figures = speed.measure(
                 gateway.asking(model), upstream, server, seconds=sizes.seconds, cores=others, settled=gateway.drain
@@ -134,10 +135,7 @@ def _turns(
             return figures
 
     def theirs(peer: Peer) -> Figures:
-        front = peer.front(peer.folder(), upstream.url, MODEL)
-        server = Server(front.command, log=folder / f"{peer.name}.log", cores=own, environment=front.environment)
-        with running(server):
-            asking = front.serving(server)
+        with peer.before(upstream.url, MODEL, log=folder / f"{peer.name}.log", cores=own) as (server, asking):
             return speed.measure(asking, upstream, server, seconds=sizes.seconds, cores=others)
 
     folder.mkdir(exist_ok=True)
@@ -160,8 +158,8 @@ def _print_speed(medians: dict[str, Figures], direct: Figures, absent: dict[str,
         print(f"{name:20} not measured: {why}")
     print(
         "tributary: the base model alone, with authentication, admission, usage and its split committed durably, and\n"
-        "metrics on; of the peers, none commits a record. tributary, adapter: each answer is also attributed to a LoRA\n"
-        "by scoring on the same server. direct: what the server and the load generator do without a gateway."
+        "metrics on; of the peers, none commits a record. tributary, adapter: each answer is also attributed to a\n"
+        "LoRA by scoring on the same server. direct: what the server and the load generator do without a gateway."
     )
 
 

@@ -133,7 +133,11 @@ class Client(asyncio.Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Asking:
-    """How requests of one kind are written. key: of the caller. headers: that a peer wants besides."""
+    """How requests of one kind are written.
+
+    model: what is asked for; of several names with commas between them, each in its turn. key: of the caller. headers:
+    that a peer wants besides.
+    """
 
     url: str
     model: str
@@ -142,12 +146,17 @@ class Asking:
     headers: tuple[tuple[str, str], ...] = ()
     max_tokens: int = 64
 
+    @property
+    def models(self) -> list[str]:
+        """The names that are asked for."""
+        return self.model.split(",")
+
     def request(self, number: int, *, stream: bool) -> bytes:
         """A chat of about 0.4 KB, unlike that of any other number."""
         words = f"Question {number:08}: where does the river meet the harbour, and who keeps the bell there? "
         content = (words * (1 + WORDS_BYTES // len(words)))[:WORDS_BYTES]
         body: dict[str, Any] = {
-            "model": self.model,
+            "model": self.models[number % len(self.models)],
             "messages": [{"role": "user", "content": content}],
             "max_tokens": self.max_tokens,
         }

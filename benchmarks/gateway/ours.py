@@ -7,16 +7,17 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.gateway.client import Asking
 from benchmarks.gateway.processes import DidNotStart, Server, free_port, get
-from benchmarks.gateway.upstream import MODEL, ROOT
+from benchmarks.gateway.upstream import ROOT
 
+BASE = "smollm2-135m-instruct"  # the name that the example's LoRAs were made for
 BASE_ONLY, ADAPTED = "chat", "adapted"
-_ADAPTER = ROOT / "examples" / "adapters" / "grounded-qa"
+LORA = ROOT / "examples" / "adapters" / "grounded-qa"
 _DRAIN_S = 600
 _SAMPLE = re.compile(r"^(\w+)(\{[^}]*\})? ([0-9.e+-]+)$", re.MULTILINE)
 
@@ -37,18 +38,11 @@ default_max_tokens = 64
 
 [[policies]]
 name = "default"
-
-[[models]]
-name = "{base_only}"
-base = "{base}"
-price = {{ prompt = "0.10", completion = "0.40" }}
-{adapted}
 """
-_ADAPTED = """
+_MODEL = """
 [[models]]
-name = "{adapted}"
+name = "{name}"
 base = "{base}"
-adapter = "measured"
 price = {{ prompt = "0.10", completion = "0.40" }}
 """
 
@@ -65,7 +59,7 @@ class Gauges:
 class Gateway:
     """A gateway in a folder of its own, with a caller who has credit, in front of servers.
 
-    database: an SQLAlchemy URL; None for SQLite in the folder. adapter: a second model answers with a LoRA.
+    database: an SQLAlchemy URL; None for SQLite in the folder. loras: each answers under its name, beside the base.
     """
 
     def __init__(
@@ -74,7 +68,7 @@ class Gateway:
         servers: Sequence[str],
         *,
         database: str | None = None,
-        adapter: bool = False,
+        loras: Mapping[str, Path] | None = None,
         cores: Sequence[int] = (),
     ) -> None:
         self.config = folder / "tributary.toml"
@@ -82,20 +76,22 @@ class Gateway:
         self._port = free_port()
         self._cores = cores
         folder.mkdir(parents=True, exist_ok=True)
-        self._settings = {
+        settings = {
             "port": self._port,
             "database": database or "sqlite:///tributary.db",
-            "base": MODEL,
+            "base": BASE,
             "servers": json.dumps(list(servers)),
-            "base_only": BASE_ONLY,
         }
-        self._configure()
+        config = _CONFIG.format(**settings) + _MODEL.format(name=BASE_ONLY, base=BASE)
+        self.config.write_text(config)
         self.run("init", str(folder), config=False)
-        if adapter:
-            self.run("contributor", "add", "maker", "--name", "Maker")
-            made = ["--base", MODEL, "--developer", "maker"]
-            self.run("adapter", "add", "measured", str(_ADAPTER), *made)
-            self._configure(_ADAPTED.format(adapted=ADAPTED, base=MODEL))
+        if loras:
+            self.run("contributor", "add", "maker")
+        for name, lora in (loras or {}).items():
+            # The gateway tries it on its server when it first loads it.
+            self.run("adapter", "add", name, str(lora), "--base", BASE, "--developer", "maker", "--unproven")
+            config += _MODEL.format(name=name, base=BASE) + f'adapter = "{name}"\n'
+        self.config.write_text(config)
         told = self.run("key", "create", "--role", "caller", "--name", "bench", "--credit", "1000000", "--json")
         self._key: str = json.loads(told)["key"]
 
@@ -147,6 +143,3 @@ class Gateway:
         if done.returncode > int(may_find):
             raise DidNotStart(f"`tributary {' '.join(arguments)}` failed: {done.stdout[-300:]} {done.stderr[-300:]}")
         return done.stdout
-
-    def _configure(self, adapted: str = "") -> None:
-        self.config.write_text(_CONFIG.format(**self._settings, adapted=adapted))

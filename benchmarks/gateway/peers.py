@@ -6,19 +6,20 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from benchmarks.gateway.client import Asking
-from benchmarks.gateway.processes import Server, free_port
+from benchmarks.gateway.processes import DidNotStart, Server, free_port, running
 
 INSTALL_S = 1200
 
 
-class NotInstalled(RuntimeError):  # noqa: N818  it says what is so
-    """A peer could not be installed; the message says why."""
+class PeerAbsent(RuntimeError):  # noqa: N818  it says what is so
+    """A peer could not be installed, or did not start; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +59,19 @@ class Peer:
     install: Callable[[Path, str], list[list[str]]]
     front: Callable[[Path, str, str], Front]
 
+    @contextmanager
+    def before(self, upstream: str, model: str, *, log: Path, cores: Sequence[int]) -> Iterator[tuple[Server, Asking]]:
+        """Run it before a server; gives its processes, and how it is asked. Raises PeerAbsent."""
+        front = self.front(self.folder(), upstream, model)
+        with running(Server(front.command, log=log, cores=cores, environment=front.environment)) as server:
+            try:
+                asking = front.serving(server)
+            except DidNotStart as error:
+                raise PeerAbsent(str(error)) from None
+            yield server, asking
+
     def folder(self) -> Path:
-        """Where it is installed, once it is. Raises NotInstalled."""
+        """Where it is installed, once it is. Raises PeerAbsent."""
         folder = cache() / self.name
         stamp = folder / ".installed"
         if not stamp.exists() or stamp.read_text() != self.version:
@@ -82,10 +94,10 @@ def _run(command: list[str], folder: Path) -> None:
             command, cwd=folder, check=False, timeout=INSTALL_S, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise NotInstalled(str(error)) from None
+        raise PeerAbsent(str(error)) from None
     if done.returncode:
         last = done.stdout.decode(errors="replace").strip().splitlines()[-1:]
-        raise NotInstalled(f"`{' '.join(command[-2:])}` failed: {' '.join(last)[:200]}")
+        raise PeerAbsent(f"`{' '.join(command[-2:])}` failed: {' '.join(last)[:200]}")
 
 
 def _pip(package: str) -> Callable[[Path, str], list[list[str]]]:

@@ -19,6 +19,7 @@ from .. import object_stores  # noqa: TID252  the tests are no package of their 
 from .engines.adapter_kit import tensors, write
 from .hub import Hub, hub
 
+BASE = "smollm2-135m-instruct"
 SHAPES = {"model.layers.0.self_attn.q_proj": (16, 16), "model.layers.0.self_attn.v_proj": (16, 4)}
 Place = Callable[[Path], str]
 """Puts the files of a folder where a source of one kind finds them, in place of those before; returns its name."""
@@ -67,8 +68,8 @@ def adapter(folder: Path, seed: int = 0) -> Path:
     return write(folder, tensors(SHAPES, seed=seed))
 
 
-def new_store(folder: Path, *sources: str, max_rank: int = 64) -> AdapterStore:
-    return AdapterStore(folder / "store", sources=sources or ("directory", "s3", "hub"), max_rank=max_rank)
+def new_store(folder: Path) -> AdapterStore:
+    return AdapterStore(folder / "store", sources=("directory", "s3", "hub"), base_model=BASE, max_rank=64)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # of moto and boto3

@@ -20,12 +20,13 @@ from gateway.engines.adapters import CONFIG_FILE, WEIGHTS_FILE
 
 from .engines.adapter_kit import tensors, write
 
+BASE = "smollm2-135m-instruct"
 SHAPES = {"model.layers.0.self_attn.q_proj": (16, 16), "model.layers.0.self_attn.v_proj": (16, 4)}
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> AdapterStore:
-    return AdapterStore(tmp_path / "store", sources=("directory",), max_rank=16)
+    return AdapterStore(tmp_path / "store", sources=("directory",), base_model=BASE, max_rank=16)
 
 
 def offer(folder: Path, **changed: object) -> Path:
@@ -92,6 +93,7 @@ def a_pipe(folder: Path) -> None:
         (configure(r=1 << 70), "from 1 to 16"),
         (configure(auto_mapping={"parent_library": "os"}), "uses auto_mapping"),
         (configure(target_modules=["lm_head"]), "names lm_head"),
+        (configure(base_model_name_or_path="meta/Llama-3-8B"), "made for meta/Llama-3-8B"),
         (configure(peft_type="PROMPT_TUNING"), "must be LORA"),
         (weigh("lora_B", np.full((16, 8), np.inf, np.float32)), "holds an infinity"),
         (weigh("lora_A", np.zeros((8, 16), np.int8)), "must be a matrix"),
@@ -109,10 +111,10 @@ def test_a_hostile_folder_leaves_the_store_empty(
 
 def test_a_rank_over_the_limit_gets_neither_in_nor_out(tmp_path: Path) -> None:
     folder = offer(tmp_path)
-    small = AdapterStore(tmp_path / "store", sources=("directory",), max_rank=4)
+    small = AdapterStore(tmp_path / "store", sources=("directory",), base_model=BASE, max_rank=4)
     with pytest.raises(AdapterRejected, match="from 1 to 4, not 8"):
         small.pull(str(folder))
-    kept = AdapterStore(tmp_path / "store", sources=("directory",), max_rank=8).pull(str(folder))
+    kept = AdapterStore(tmp_path / "store", sources=("directory",), base_model=BASE, max_rank=8).pull(str(folder))
     with pytest.raises(AdapterRejected, match="from 1 to 4, not 8"):  # the limit was lowered since
         small.read(kept.files.digest)
 
