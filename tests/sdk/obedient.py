@@ -19,7 +19,7 @@ class ObedientEngine(RawFakeEngine):
     """
 
     arguments: str = '{"city": "Mole"}'
-    json_text: str = '{"name": "Petra", "year": 1803}'
+    json_text: str = '{"kind": "person", "sure": true}'
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
         self.begun += 1
