@@ -14,20 +14,24 @@ from fastapi import FastAPI
 
 import attribution
 from gateway import answers, errors
+from gateway.adapter_store import AdapterStore
+from gateway.adapters import Adapter
 from gateway.admission import Admission
 from gateway.api import answers as answer_routes
-from gateway.api import contributors, feedback, models, openai, operations, payouts, transparency
+from gateway.api import contributors, feedback, models, openai, operations, payouts, responses, transparency
 from gateway.api.requests import body_schemas
+from gateway.api.responses_requests import ResponsesRequest
+from gateway.auth import KeyRing
 from gateway.catalogue import Catalogue, offered, publish
 from gateway.database import Database
 from gateway.embeddings import Embeddings
-from gateway.engines import AdapterFiles, Engine
+from gateway.engines import Engine
 from gateway.fairness import Turns
 from gateway.metrics import LedgerState, Metrics
 from gateway.observe import Observed
 from gateway.pipeline import Pipeline
 from gateway.published import Published
-from gateway.registry import Adapter, Registry, RegistryError
+from gateway.registry import Registry, RegistryError
 from gateway.reload import Reloader
 from gateway.routing.names import Names, Router, compared
 from gateway.settings import Settings
@@ -71,6 +75,14 @@ def make_embedder(_settings: Settings) -> Embedder:
     return MiniLM()
 
 
+def make_adapter_store(settings: Settings) -> AdapterStore:
+    """The adapters that are kept on this machine."""
+    chosen = settings.adapters
+    return AdapterStore(
+        chosen.directory, sources=chosen.sources, base_model=settings.engine.name, max_rank=chosen.max_rank
+    )
+
+
 @asynccontextmanager
 async def open_gateway(
     settings: Settings,
@@ -105,7 +117,8 @@ async def _opened(
         catalogue = await asyncio.wrap_future(committer.submit(lambda t: _publish(t, settings, registry, books)))
         running = await asyncio.to_thread(engine, settings)
         metrics = Metrics(lambda: _ledger_state(database, ledger, running, settings))
-        await _load_adapters(running, metrics, catalogue.adapters)
+        load = partial(_load_adapters, running, make_adapter_store(settings), metrics)
+        await load(catalogue.adapters)
         embedding = embedder(settings)
         vectors = await asyncio.to_thread(compared, settings, embedding)
         router = Router(Names.of(catalogue, settings, vectors), embedding)
@@ -148,6 +161,7 @@ async def _opened(
                 yield Gateway(
                     settings=settings,
                     transactions=transactions,
+                    keys=KeyRing(transactions),
                     signer=signer,
                     log=ledger,
                     books=books,
@@ -158,7 +172,7 @@ async def _opened(
                         transactions=transactions,
                         books=books,
                         registry=registry,
-                        load=partial(_load_adapters, running, metrics),
+                        load=load,
                         embedder=embedding,
                         router=router,
                         metrics=metrics,
@@ -208,14 +222,15 @@ def create_app(
 
     app = FastAPI(title="Tributary", version="0.1.0", lifespan=lifespan)
     errors.install(app)
-    for routes in (openai, models, answer_routes, feedback, contributors, payouts, transparency, operations):
+    routers = (openai, responses, models, answer_routes, feedback, contributors, payouts, transparency, operations)
+    for routes in routers:
         app.include_router(routes.router)
     app.add_middleware(Observed)
     described = app.openapi
 
     def openapi() -> dict[str, Any]:
         document = described()
-        document["components"]["schemas"] |= body_schemas()
+        document["components"]["schemas"] |= body_schemas(ResponsesRequest)
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]
@@ -232,15 +247,14 @@ def _publish(transaction: Transaction, settings: Settings, registry: Registry, b
     return publish(transaction, settings, offered(transaction.connection, settings, registry), books)
 
 
-async def _load_adapters(engine: Engine, metrics: Metrics, adapters: Iterable[Adapter]) -> None:
+async def _load_adapters(engine: Engine, store: AdapterStore, metrics: Metrics, adapters: Iterable[Adapter]) -> None:
     for adapter in adapters:
-        files = await asyncio.to_thread(AdapterFiles.read, adapter.path)
-        if files.digest != adapter.digest:
+        if adapter.base_digest not in {None, engine.base_digest}:
             raise RegistryError(
-                f"the files of adapter {adapter.name!r} in {adapter.path} are not those that were registered; "
-                "register them as a new version with `tributary adapter add`"
+                f"adapter {adapter.reference} was tried on weights of {adapter.base_model} that are not those here, "
+                f"sha256 {engine.base_digest}; register it again with `tributary adapter add`"
             )
-        await engine.load(files)
+        await engine.load(await asyncio.to_thread(store.require, adapter.digest, adapter.source))
         metrics.adapter_loads.inc()
 
 

@@ -1,12 +1,15 @@
 """API keys: shown once, stored as a digest, one role each.
 
-A key holds 256 random bits, so a plain SHA-256 of it is as strong as a slow hash and costs a request nothing.
+A key holds 256 random bits, so a plain SHA-256 of it is as strong as a slow hash and costs a request nothing. Whom a
+key speaks for is asked again a second later at the latest: a key that is revoked is refused from then on.
 """
 
 from __future__ import annotations
 
 import hashlib
 import secrets
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -14,11 +17,16 @@ import sqlalchemy as sa
 
 from gateway.fairness import Priority, Tenant
 from gateway.identifiers import new_id, now
+from gateway.published import Reads
 from gateway.tables import api_key
 from metering import caller_account
 
 Role = Literal["caller", "contributor", "operator", "auditor"]
 ROLES: tuple[Role, ...] = get_args(Role)
+
+KEPT_S = 1.0
+KEPT_MAX = 4096
+_BY_DIGEST = sa.select(api_key).where(api_key.c.digest == sa.bindparam("digest"))
 
 
 class KeyRefusedError(Exception):
@@ -87,10 +95,46 @@ def create_key(
 
 def authenticate(connection: sa.Connection, authorization: str | None) -> Principal:
     """The principal of an `Authorization: Bearer` header; raises KeyRefusedError."""
+    return _find(connection, _digest(_secret(authorization)))
+
+
+class KeyRing:
+    """Whom keys speak for, as the database said within the last KEPT_S.
+
+    What an operator does to a key counts from its next request after that time. Refusals are not kept. kept: how many
+    keys are remembered, the ones asked for last.
+    """
+
+    def __init__(self, reads: Reads, *, clock: Callable[[], float] = time.monotonic, kept: int = KEPT_MAX) -> None:
+        self._reads = reads
+        self._clock = clock
+        self._kept = kept
+        self._known: dict[str, tuple[float, Principal]] = {}  # digest → until when, whom; the oldest first
+
+    async def principal(self, authorization: str | None) -> Principal:
+        """The principal of an `Authorization: Bearer` header; raises KeyRefusedError or DatabaseUnavailableError."""
+        digest = _digest(_secret(authorization))
+        asked_s = self._clock()
+        known = self._known.get(digest)
+        if known is not None and asked_s < known[0]:
+            return known[1]
+        found = await self._reads.read(lambda connection: _find(connection, digest))
+        self._known.pop(digest, None)
+        if len(self._known) >= self._kept:
+            del self._known[next(iter(self._known))]
+        self._known[digest] = (asked_s + KEPT_S, found)
+        return found
+
+
+def _secret(authorization: str | None) -> str:
     scheme, _, secret = (authorization or "").partition(" ")
     if scheme.lower() != "bearer" or not secret:
         raise KeyRefusedError("no API key given; send it as `Authorization: Bearer <key>`")
-    row = connection.execute(sa.select(api_key).where(api_key.c.digest == _digest(secret.strip()))).one_or_none()
+    return secret.strip()
+
+
+def _find(connection: sa.Connection, digest: str) -> Principal:
+    row = connection.execute(_BY_DIGEST, {"digest": digest}).one_or_none()
     if row is None:
         raise KeyRefusedError("this API key is not known here; check it, or ask the operator for one")
     if row.revoked_at is not None:

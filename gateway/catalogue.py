@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from gateway.registry import Adapter, Registry, RegistryError, Terms
+from gateway.adapters import Adapter
+from gateway.registry import Registry, RegistryError, Terms
 from gateway.settings import Settings
 from ledger_client import EntryConflict
 from metering import Books, Price, SplitPolicy, Transaction
@@ -63,7 +64,7 @@ class Catalogue:
     @property
     def adapters(self) -> list[Adapter]:
         """The adapters of its models, each once."""
-        return list({model.adapter.name: model.adapter for model in self if model.adapter}.values())
+        return list({model.adapter.digest: model.adapter for model in self if model.adapter}.values())
 
     def get(self, name: str) -> ServedModel | None:
         """The served model of that name, if there is one."""
@@ -80,7 +81,7 @@ class Catalogue:
 
 
 def offered(connection: sa.Connection, settings: Settings, registry: Registry) -> dict[str, Adapter]:
-    """The adapters that the models name, by name.
+    """The adapters that the models name, as they name them.
 
     Raises RegistryError when one is not registered or was made for another base.
     """
@@ -88,7 +89,7 @@ def offered(connection: sa.Connection, settings: Settings, registry: Registry) -
     for section in settings.models:
         if section.adapter is None:
             continue
-        adapter = adapters[section.adapter] = registry.adapter(connection, section.adapter)
+        adapter = adapters[section.adapter] = registry.adapters.find(connection, section.adapter)
         if adapter.base_model != section.base:
             raise RegistryError(
                 f"model {section.name!r} puts adapter {adapter.name!r} on base {section.base!r}, "
@@ -98,7 +99,7 @@ def offered(connection: sa.Connection, settings: Settings, registry: Registry) -
 
 
 def publish(transaction: Transaction, settings: Settings, adapters: Mapping[str, Adapter], books: Books) -> Catalogue:
-    """Date every configured model's price and policy in the log. adapters: those on offer, by name.
+    """Date every configured model's price and policy in the log. adapters: as the models name them.
 
     Raises RegistryError when a policy is not what the log has under its version.
     """

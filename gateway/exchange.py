@@ -88,7 +88,7 @@ def last_user_message(messages: Sequence[Message]) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Said:
-    """What an answer says to its client. model: the served model's name. created_s: whole seconds since 1970.
+    """What an answer says to its client. model: the served model. created_s: whole seconds since 1970.
 
     text: of the first choice. raw: all choices as the engine itself wrote them, for an engine that does. unfinished:
     the choices that it did not end; finish_reason says what did.

@@ -6,6 +6,9 @@ import base64
 import secrets
 from datetime import UTC, datetime
 
+ADAPTER_NAME = "[a-z0-9][a-z0-9._-]{0,62}"
+ADAPTER_VERSION = "[1-9][0-9]{0,5}"
+
 
 def new_id(prefix: str) -> str:
     """`prefix_` and 26 base-32 characters, 128 random bits."""

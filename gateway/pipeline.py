@@ -243,6 +243,7 @@ class Pipeline:
             answer_digest=salted_digest(salt, answer.answer_ids),
         )
         answer.attribution = pending_object(answer.request_id, usage, answer.question.resolved)
+        inputs = answer.sealed().encode()
 
         def commit(transaction: Transaction) -> None:
             row = AnswerRow(
@@ -254,7 +255,7 @@ class Pipeline:
                 record_index=None,
                 attempts=0,
                 salt=salt,
-                inputs=answer.sealed().encode(),
+                inputs=inputs,
                 attribution=orjson.dumps(answer.attribution),
             )
             answers.insert(transaction, row)

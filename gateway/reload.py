@@ -12,17 +12,28 @@ from collections.abc import Awaitable, Callable, Iterable
 
 import structlog
 
+from gateway.adapter_sources import SourceError
+from gateway.adapters import Adapter
 from gateway.catalogue import offered, publish
 from gateway.engines import EngineError
 from gateway.metrics import Metrics
-from gateway.registry import Adapter, Registry, RegistryError
+from gateway.registry import Registry, RegistryError
 from gateway.routing.names import Names, Router, compared
 from gateway.settings import Settings, SettingsError
 from gateway.transactions import DatabaseUnavailableError, Transactions
 from metering import Books, CommitError
 from retrieval import Embedder, EmbedderError
 
-EXPECTED = (SettingsError, RegistryError, EngineError, EmbedderError, CommitError, DatabaseUnavailableError, OSError)
+EXPECTED = (
+    SettingsError,
+    RegistryError,
+    SourceError,
+    EngineError,
+    EmbedderError,
+    CommitError,
+    DatabaseUnavailableError,
+    OSError,
+)
 log = structlog.get_logger(__name__)
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import orjson
 
 import attribution
+from gateway.adapters import AdapterClaim
 from gateway.answers import SealedInputs
 from gateway.engines import Engine
 from gateway.grounding import ground
-from gateway.registry import AdapterClaim
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

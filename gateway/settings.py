@@ -17,7 +17,9 @@ import sqlalchemy as sa
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from gateway.adapter_sources import SourceKind
 from gateway.grounding import DEFAULT_INSTRUCTION
+from gateway.identifiers import ADAPTER_NAME, ADAPTER_VERSION
 from ledger_client import Quorum, Verifier, WitnessVerifier, from_address
 from metering import Price, SettlementTerms, SplitPolicy
 
@@ -85,6 +87,7 @@ def _is_witness_key(value: str) -> str:
 UsdAmount = Annotated[str, AfterValidator(_is_usd)]
 EvmAddress = Annotated[str, AfterValidator(_is_address)]
 Name = Annotated[str, _whole(r"[a-z0-9][a-z0-9._-]{0,62}")]
+AdapterReference = Annotated[str, _whole(f"{ADAPTER_NAME}(?:@{ADAPTER_VERSION})?")]
 GatewayId = Annotated[str, _whole(r"[a-z0-9][a-z0-9-]{0,62}")]
 Origin = Annotated[str, _whole(r"[^\s+\x00-\x1f\x7f]{1,255}")]
 DatabaseUrl = Annotated[str, AfterValidator(_is_database)]
@@ -147,6 +150,14 @@ class EngineSection(_Section):
     dtype: Literal["fp32", "bf16"] = "fp32"
     device: str = "cpu"
     threads: int | None = Field(default=None, ge=1, description="absent, PyTorch decides")
+
+
+class AdaptersSection(_Section):
+    """Where adapters may come from, and where they are kept."""
+
+    directory: Path = Field(default=Path("adapters"), description="the store; relative to the configuration file")
+    sources: tuple[SourceKind, ...] = Field(default=("directory",), description="of directory, s3 and hub")
+    max_rank: int = Field(default=64, ge=1, le=512, description="what the engine can hold")
 
 
 class RetrievalSection(_Section):
@@ -237,7 +248,7 @@ class ModelSection(_Section):
     name: Name
     kind: Literal["chat", "embedding"] = "chat"
     base: Name = Field(default=BASE_MODEL, description="[engine] name, or [retrieval] embedder for an embedding model")
-    adapter: Name | None = None
+    adapter: AdapterReference | None = Field(default=None, description="NAME, its newest version, or NAME@VERSION")
     corpora: tuple[Name, ...] = ()
     licences: tuple[str, ...] | None = Field(default=None, description="those that allow the use; absent, any")
     top_k: int | None = Field(default=None, ge=1, le=32, description="absent, [retrieval] top_k")
@@ -347,6 +358,7 @@ class Settings(BaseSettings):
     database: DatabaseSection = DatabaseSection()
     log: LogSection = LogSection()
     engine: EngineSection = EngineSection()
+    adapters: AdaptersSection = AdaptersSection()
     retrieval: RetrievalSection = RetrievalSection()
     attribution: AttributionSection = AttributionSection()
     limits: Limits = Limits()
@@ -549,6 +561,7 @@ def _anchored(settings: Settings, folder: Path) -> Settings:
         "log": {"signing_key_file": folder / settings.log.signing_key_file},
         "engine": {"model": model and folder / model},
         "chain": {"key_file": chain_key and folder / chain_key},
+        "adapters": {"directory": folder / settings.adapters.directory},
         "retrieval": {"index_file": folder / settings.retrieval.index_file},
     }
     sections = {name: getattr(settings, name).model_copy(update=change) for name, change in changes.items()}

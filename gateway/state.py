@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import Depends, Header, Request
 
-from gateway.auth import Principal, authenticate
+from gateway.auth import KeyRing, Principal
 from gateway.catalogue import Catalogue
 from gateway.embeddings import Embeddings
 from gateway.engines import Engine
@@ -28,6 +28,7 @@ class Gateway:
 
     settings: Settings
     transactions: Transactions
+    keys: KeyRing
     signer: Signer
     log: Log
     books: Books
@@ -54,7 +55,7 @@ GatewayState = Annotated[Gateway, Depends(_gateway)]
 
 
 async def _principal(gateway: GatewayState, authorization: Annotated[str | None, Header()] = None) -> Principal:
-    return await gateway.transactions.read(lambda connection: authenticate(connection, authorization))
+    return await gateway.keys.principal(authorization)
 
 
 KeyHolder = Annotated[Principal, Depends(_principal)]

@@ -73,7 +73,7 @@ from ledger_client.shipping import (
     verify_accepted,
 )
 from ledger_client.stored import StoredLog, fsck_derived
-from ledger_client.stores import ArchiveError, DirectoryStore, open_source, open_store
+from ledger_client.stores import ArchiveError, DirectoryStore, open_source, open_store, s3_client
 from ledger_client.tables import metadata
 from ledger_client.tiles import TILE_WIDTH, Tile, TileError, hashes_from_tiles, pack_bundle, unpack_bundle
 from ledger_client.witness import Refusal, Submission, WitnessRefused
@@ -196,6 +196,7 @@ __all__ = [
     "prove_equal",
     "restore",
     "root_from_inclusion_path",
+    "s3_client",
     "shipped",
     "sources",
     "statements_root",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -230,6 +231,14 @@ async def test_each_fault_is_what_it_says(server: Server, client: httpx.AsyncCli
     scoring = {"model": "m", "prompt": [1, 2], "max_tokens": 1, "prompt_logprobs": 0}
     assert (await client.post("/v1/completions", json=scoring)).status_code == 400
     assert (await client.post("/v1/completions", json=scoring)).status_code == 200
+
+
+async def test_it_takes_the_time_that_it_is_told(server: Server, client: httpx.AsyncClient) -> None:
+    await server.pace(delay_ms=100, chunk_ms=10)
+    for asked in (CHAT, CHAT | {"stream": True}):
+        started_s = time.monotonic()
+        await client.post("/v1/chat/completions", json=asked)
+        assert 0.17 < time.monotonic() - started_s < 5
 
 
 async def test_a_rate_of_failures_is_the_same_every_time() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
+from gateway.api.messages import offered
 from gateway.api.models import answer_headers, resolve
 from gateway.api.repeats import REPLAYED, asked_before, takes_once
 from gateway.api.replies import CHAT, COMPLETION, Shape, StreamWriter, Told, replayed, whole
@@ -14,6 +16,7 @@ from gateway.api.requests import (
     ChatRequest,
     CompletionRequest,
     EmbeddingRequest,
+    check_taken,
     encode_vector,
     parse,
     read_document,
@@ -24,7 +27,6 @@ from gateway.embeddings import Embedded
 from gateway.engines import Delta, SamplingParams
 from gateway.errors import BadRequestError
 from gateway.exchange import Answer, Question, Said, last_user_message
-from gateway.grounding import Message
 from gateway.idempotency import JSON_TYPE, Claim, Replay
 from gateway.state import Gateway, GatewayState, KeyHolder
 
@@ -37,14 +39,11 @@ async def chat_completions(request: Request, gateway: GatewayState, caller: KeyH
     caller.require("caller")
     document = await read_document(request, gateway.settings.limits)
     body = parse(document, ChatRequest)
-    if body.max_tokens is not None and body.max_completion_tokens is not None:
-        raise BadRequestError("give max_completion_tokens or max_tokens, not both", "max_tokens")
     once = await asked_before(request, gateway, caller.subject, document)
     if isinstance(once, Replay):
         return _answer_again(gateway, once, body, CHAT)
-    # OpenAI's newer name for the system role.
-    roles = {"developer": "system"}
-    messages = tuple(Message(role=roles.get(m.role, m.role), content=m.text()) for m in body.messages)
+    options = _options(gateway, body)
+    messages = tuple(message.turn() for message in body.messages)
     resolved = await resolve(request, gateway, body.model, kind="chat", asked=last_user_message(messages))
     model = resolved.model
     if unknown := set(body.corpora or ()) - set(model.corpora):
@@ -57,6 +56,8 @@ async def chat_completions(request: Request, gateway: GatewayState, caller: KeyH
         top_k=body.top_k or model.top_k,
         messages=messages,
         sampling=_sampling(gateway, body, body.max_completion_tokens or body.max_tokens),
+        tools=offered(body.tools),
+        options=options,
         stream=bool(body.stream),
         mode=(body.attribution and body.attribution.mode) or gateway.settings.attribution.mode,
     )
@@ -72,12 +73,14 @@ async def completions(request: Request, gateway: GatewayState, caller: KeyHolder
     once = await asked_before(request, gateway, caller.subject, document)
     if isinstance(once, Replay):
         return _answer_again(gateway, once, body, COMPLETION)
-    resolved = await resolve(request, gateway, body.model, kind="chat", asked=body.prompt)
+    asked = body.prompt if isinstance(body.prompt, str) else None
+    resolved = await resolve(request, gateway, body.model, kind="chat", asked=asked)
     question = Question(
         model=resolved.model,
         resolved=resolved,
-        prompt=body.prompt,
+        prompt=body.prompt if isinstance(body.prompt, str) else tuple(body.prompt),
         sampling=_sampling(gateway, body, body.max_tokens),
+        options=_options(gateway, body),
         stream=bool(body.stream),
         mode=(body.attribution and body.attribution.mode) or gateway.settings.attribution.mode,
     )
@@ -113,6 +116,12 @@ def _vectors(embedded: Embedded, body: EmbeddingRequest, headers: dict[str, str]
     return JSONResponse(content, headers=answer_headers(embedded.request_id, embedded.model) | headers)
 
 
+def _options(gateway: Gateway, body: ChatRequest | CompletionRequest) -> dict[str, Any]:
+    options = body.options()
+    check_taken(body, options, gateway.engine.options)
+    return options
+
+
 def _sampling(gateway: Gateway, body: ChatRequest | CompletionRequest, max_tokens: int | None) -> SamplingParams:
     return SamplingParams(
         max_tokens=max_tokens or gateway.settings.limits.default_max_tokens,
@@ -132,19 +141,22 @@ async def _answer(
     claim: Claim | None,
 ) -> Response:
     answer = await gateway.pipeline.open(caller.subject, question, key=caller, claim=claim)
-    headers = answer_headers(answer.request_id, question.model.name)
     deltas = answer.deltas()
     try:
         if not body.stream:
             async for _ in deltas:
                 pass
-            return Response(whole(_told(answer), shape), media_type=JSON_TYPE, headers=headers)
+            return Response(whole(_told(answer), shape), media_type=JSON_TYPE, headers=_headers(answer))
         first = await _first(deltas)
     except BaseException:
         answer.abandon()
         raise
     events = _events(answer, shape, first, deltas, include_usage=_wants_usage(body))
-    return EventStream(events, answer.abandon, headers, gateway.settings.limits.stall_s)
+    return EventStream(events, answer.abandon, _headers(answer), gateway.settings.limits.stall_s)
+
+
+def _headers(answer: Answer) -> dict[str, str]:
+    return answer_headers(answer.request_id, answer.question.model.name)
 
 
 async def _first(deltas: AsyncIterator[Delta]) -> list[Delta]:

@@ -112,6 +112,7 @@ class StreamWriter:
         self._nothing_metered = {"usage": None} if include_usage else {}
         self._unopened = set(range(n_choices))
         self._held = b""
+        self._is_dated = False
 
     def write(self, delta: Delta) -> bytes:
         """What a delta lets go: its events, unless they end its choice, and those that were held before them."""
@@ -124,6 +125,10 @@ class StreamWriter:
     def _passed_on(self, delta: Delta, raw: bytes) -> tuple[bytes, bytes]:
         """The events of a delta that its engine wrote: those that may go, and those that end the choice."""
         self._unopened.discard(delta.index)
+        if not self._is_dated and (created := _CREATED.search(raw)):
+            # What we add is of the same time as the rest; an engine's clock may be a second off ours.
+            self._envelope["created"] = int(created[1])
+            self._is_dated = True
         if delta.finish_reason is None:
             return raw, b""
         return b"", raw or self._choice(self._shape.delta(delta.index, "", delta.finish_reason))
@@ -146,9 +151,7 @@ class StreamWriter:
             written += self._opening(index) + self._choice(self._shape.delta(index, "", told.said.finish_reason))
         ending = extended(written, {"attribution": told.attribution})
         if self._include_usage:
-            created = _CREATED.search(written)  # an engine's own clock may be a second off ours
-            stamp = {"created": int(created[1])} if created else {}
-            ending += event(self._envelope | stamp | {"choices": [], "usage": told.usage})
+            ending += event(self._envelope | {"choices": [], "usage": told.usage})
         return ending + DONE
 
     def fail(self, error: Exception) -> bytes:

@@ -93,6 +93,7 @@ def serve(
     settings = read()
     with bind(host or settings.server.host, settings.server.port if port is None else port) as listener:
         configure_logging()
+        drop_stalled(listener, settings.limits.stall_s)
         if settings.server.workers == 1:
             asyncio.run(run(create_app(settings), listener, read=read))
         else:
@@ -195,6 +196,15 @@ def bind(host: str, port: int) -> socket.socket:
         listener.close()
         raise ListenError(f"cannot listen on {host}:{port}: {error.strerror}") from None
     return listener
+
+
+def drop_stalled(listener: socket.socket, stall_s: float) -> None:
+    """Let the kernel end the listener's connections whose client takes nothing of what was sent for stall_s.
+
+    A connection that is closed with bytes still unsent would otherwise last for as long as its client likes.
+    """
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(stall_s * 1000))
 
 
 @configuration.command("check")

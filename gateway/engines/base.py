@@ -126,12 +126,13 @@ class Delta:
     finish_reason is None on every delta of a choice but its last. index: of the choice.
 
     prompt_ids: what the engine read; on the first delta, and on no other. raw: the delta as the engine itself wrote it
-    in OpenAI's form, for an engine that does: whole server-sent events where a stream was asked for, else one object.
-    It says of ids, usage and attribution nothing; those are the gateway's to add.
+    in OpenAI's form, for an engine that does: whole server-sent events where a stream was asked for, else one object,
+    which comes with the last choice's delta. It says of ids, usage and attribution nothing; those are the gateway's to
+    add. text: what the ids say. It is empty where raw says it, because most answers are passed on without being read.
     """
 
     token_ids: tuple[int, ...]
-    text: str
+    text: str = ""
     finish_reason: FinishReason | None = None
     index: int = 0
     prompt_ids: tuple[int, ...] | None = None

@@ -114,7 +114,10 @@ class EmbeddedEngine:
             prompt = await self.render(request.messages, request.tools)
         else:
             prompt = await self.tokenize(request.prompt) if isinstance(request.prompt, str) else request.prompt or ()
-        self._check(prompt, request.adapter)
+        try:
+            self._check(prompt, request.adapter)
+        except ValueError as error:
+            raise EngineRefused(str(error), "prompt") from None
         room = self.context_tokens - len(prompt)
         if room < 1:
             raise PromptTooLong(tokens=len(prompt), limit_tokens=self.context_tokens - 1)

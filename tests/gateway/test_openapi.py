@@ -9,8 +9,8 @@ from gateway.settings import Settings
 
 def test_every_schema_that_the_document_refers_to_is_in_it() -> None:
     document = create_app(Settings()).openapi()
-    wanted = set(re.findall(r'"#/components/schemas/([A-Za-z]+)"', json.dumps(document)))
-    assert {"ChatRequest", "CompletionRequest", "EmbeddingRequest", "ChatMessage"} <= wanted
+    wanted = set(re.findall(r'"#/components/schemas/([A-Za-z0-9_]+)"', json.dumps(document)))
+    assert {"ChatRequest", "CompletionRequest", "EmbeddingRequest", "ChatMessage", "ResponsesRequest"} <= wanted
     assert wanted <= document["components"]["schemas"].keys()
 
 
@@ -36,4 +36,5 @@ def test_every_promised_route_is_served() -> None:
         "/v1/models",
         "/v1/models/{name}",
         "/v1/receipts/{request_id}",
+        "/v1/responses",
     }

@@ -42,8 +42,8 @@ def test_the_committed_configurations_load(path: Path) -> None:
 
 
 def test_the_template_states_the_defaults() -> None:
-    stated = load(TEMPLATE).model_dump(exclude={"models", "database", "log", "retrieval"})
-    assert stated == Settings().model_dump(exclude={"models", "database", "log", "retrieval"})
+    own = {"models": True, "database": True, "log": True, "retrieval": True, "adapters": {"directory"}}
+    assert load(TEMPLATE).model_dump(exclude=own) == Settings().model_dump(exclude=own)
 
 
 @pytest.mark.parametrize(
@@ -61,6 +61,10 @@ def test_the_template_states_the_defaults() -> None:
         ("[[models]]\nname = 'a'\nprice = { prompt = '0.0001' }\n", "models.0.price.prompt"),
         ("[[models]]\nname = 'a'\nprice = { prompt = 0.1 }\n", "models.0.price.prompt"),
         ("[[policies]]\nname = 'default'\nfixed = { platform = 600000, base = 500000 }\n", "policies.0"),
+        ("[[models]]\nname = 'a'\nadapter = 'qa@0'\n", "models.0.adapter"),
+        ("[[models]]\nname = 'a'\nadapter = 'qa@'\n", "models.0.adapter"),
+        ("[adapters]\nsources = ['web']\n", "adapters.sources.0"),
+        ("[adapters]\nmax_rank = 0\n", "adapters.max_rank"),
         ("[attribution]\nestimator = 'guess'\n", "attribution.estimator"),
         ("[[models]]\nname = 'x Bad! name'\n", "models.0.name"),
         ("[[models]]\nname = 'a\\n'\n".replace("'", '"'), "models.0.name"),

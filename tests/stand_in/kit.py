@@ -52,6 +52,11 @@ class Server:
             asked = {"fault": fault, "work": work, "times": times}
             (await client.post("/stand_in/faults", json=asked)).raise_for_status()
 
+    async def pace(self, **milliseconds: float) -> None:
+        """Take other times from now on: delay_ms, chunk_ms, load_ms."""
+        async with httpx.AsyncClient(base_url=self.url) as client:
+            (await client.post("/stand_in/pace", json=milliseconds)).raise_for_status()
+
     async def state(self) -> dict[str, Any]:
         """adapters: name → path. loads, unloads: names, in order. count: of requests by path. active: by adapter."""
         async with httpx.AsyncClient(base_url=self.url) as client:

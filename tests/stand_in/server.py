@@ -7,7 +7,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,7 @@ class StandIn:
             ("GET", "/version"): lambda _request, _connection: response(200, b'{"version":"%b"}' % VERSION.encode()),
             ("GET", "/stand_in/state"): self._state,
             ("POST", "/stand_in/faults"): self._order,
+            ("POST", "/stand_in/pace"): self._pace,
         }
         if not options.scale_out:
             del self._routes["POST", "/inference/v1/generate"]
@@ -387,6 +388,11 @@ class StandIn:
         if asked["fault"] not in FAULTS:
             raise Refusal(400, f"no such fault: {asked['fault']}")
         self.faults.order(asked["fault"], asked.get("work", "generate"), asked.get("times", 1))
+        return response(200, b"{}")
+
+    def _pace(self, request: Request, _connection: Connection) -> bytes:
+        """Change how long things take: delay_ms, chunk_ms, load_ms."""
+        self.options = replace(self.options, **orjson.loads(request.body))
         return response(200, b"{}")
 
     def _left(self, prompt: Sequence[int]) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 import numpy as np
 import pytest
 
-from gateway.engines import AdapterNotLoaded, Engine, EngineUnavailable, SamplingParams
+from gateway.engines import AdapterNotLoaded, Engine, EngineRefused, EngineUnavailable, SamplingParams
 
 from .engine_kit import answer, generate, greedy, loaded, naive_logprobs, random_adapter
 
@@ -173,7 +173,7 @@ async def test_closing_fails_what_is_unfinished_and_what_comes_after(tiny_direct
 
 @pytest.mark.parametrize("ids", [[], [-1], [49152]])
 async def test_ids_that_are_no_tokens_are_refused(tiny: EmbeddedEngine, ids: list[int]) -> None:
-    with pytest.raises(ValueError, match="token"):
+    with pytest.raises(EngineRefused, match="token"):
         await anext(generate(tiny, ids, greedy(1)))
     with pytest.raises(ValueError, match="token"):
         await tiny.score([[17]], ids, adapter=None)

@@ -1,0 +1,220 @@
+"""The gateway's hot path beside its peers': processor time, throughput, delay, memory, and the log under fire."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from benchmarks.gateway import faults, memory, speed
+from benchmarks.gateway.ours import ADAPTED, BASE_ONLY, LORA, Gateway
+from benchmarks.gateway.peers import PEERS, Peer, PeerAbsent
+from benchmarks.gateway.processes import running, split_cores
+from benchmarks.gateway.speed import Figures
+from benchmarks.gateway.upstream import CHUNKS, MODEL, Upstream
+from benchmarks.ledger.machine import machine
+
+KEYS = (
+    "cpu_ms_request",
+    "cpu_ms_stream",
+    "requests_s",
+    "first_byte_p99_ms",
+    "unlogged_answers",
+    "memory_growth",
+    "peers",
+)
+
+_Result: TypeAlias = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How much is measured. seconds: of each load, of which there are three a gateway and round."""
+
+    rounds: int = 3
+    seconds: float = 6
+    early: int = memory.EARLY
+    late: int = memory.LATE
+    requests: int = faults.REQUESTS
+    peers: tuple[Peer, ...] = PEERS
+    database: str | None = None
+
+
+QUICK = Sizes(rounds=1, seconds=0.3, early=60, late=120, requests=120, peers=())
+
+
+def main() -> None:
+    """Measure, print tables for people, and last the line that scripts read."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gateway", description=__doc__)
+    parser.add_argument("--only", choices=list(PARTS), nargs="+", default=list(PARTS), help="the parts to measure")
+    names = [peer.name for peer in PEERS]
+    parser.add_argument("--peers", choices=names, nargs="*", default=names, help="those to measure beside it")
+    parser.add_argument("--rounds", type=int, help="of the whole table, of which each figure is the median")
+    parser.add_argument("--seconds", type=float, help="of each load")
+    parser.add_argument(
+        "--late", type=int, help="requests before the second look at memory; the first is after a tenth"
+    )
+    parser.add_argument("--requests", type=int, help="under fire")
+    parser.add_argument("--database", help="an SQLAlchemy URL of an empty database (SQLite in a new file)")
+    parser.add_argument("--quick", action="store_true", help="everything but peers, so small that it says nothing")
+    arguments = parser.parse_args()
+
+    sizes = QUICK if arguments.quick else replace(Sizes(), peers=tuple(p for p in PEERS if p.name in arguments.peers))
+    given = {name: getattr(arguments, name) for name in ("rounds", "seconds", "late", "requests", "database")}
+    sizes = replace(sizes, **{name: value for name, value in given.items() if value is not None})
+    if arguments.late is not None:
+        sizes = replace(sizes, early=max(1, arguments.late // 10))
+    print(machine())
+    result: _Result = dict.fromkeys(KEYS)
+    for part in arguments.only:
+        print(flush=True)
+        with tempfile.TemporaryDirectory(prefix="bench-gateway-") as folder:
+            result |= PARTS[part](Path(folder), sizes)
+    print("\nRESULT " + json.dumps(result))
+
+
+# -- speed -------------------------------------------------------------------------------------------------------------
+
+
+def print_speed(folder: Path, sizes: Sizes) -> _Result:
+    """Direct, ours with two models, and each peer, in turn, round by round."""
+    own, others = split_cores()
+    where = f"core {own[0]}, everything else on {len(others)} more" if own else "the same core as everything else"
+    print(
+        f"Each gateway on {where}; {speed.CONNECTIONS} connections, chats of 0.4 KB, streams of {CHUNKS} chunks.\n"
+        "CPU: all of the gateway's processes, from their own accounting, work left behind included. Chats and streams\n"
+        "a second: as fast as answered, the server at once. First byte: of streams that come as from a real server\n"
+        f"({speed.PACED_DELAY_MS:.0f} ms, then {speed.PACED_CHUNK_MS:.0f} ms a chunk), and what is added to direct.\n"
+    )
+    found: dict[str, list[Figures]] = {}
+    absent: dict[str, str] = {}
+    with running_upstream(folder, others) as upstream:
+        for number in range(sizes.rounds):
+            turns = _turns(folder / str(number), upstream, sizes, own, others)
+            for name, turn in turns.items():
+                if name in absent:
+                    continue
+                try:
+                    found.setdefault(name, []).append(turn())
+                except PeerAbsent as error:
+                    absent[name] = str(error)
+    medians = {name: speed.middle(rounds) for name, rounds in found.items() if rounds}
+    direct = medians["direct"]
+    _print_speed(medians, direct, absent)
+    results = {name: speed.as_result(figures, direct) for name, figures in medians.items()}
+    ours = results.pop("tributary")
+    return {
+        **{key: ours[key] for key in ("cpu_ms_request", "cpu_ms_stream", "requests_s", "first_byte_p99_ms")},
+        "first_byte_p50_ms": ours["first_byte_p50_ms"],
+        "streams_s": ours["streams_s"],
+        "failed": ours["failed"],
+        "adapted": results.pop("tributary, adapter"),
+        "direct": results.pop("direct"),
+        "peers": results | {name: {"absent": why} for name, why in absent.items()},
+    }
+
+
+def _turns(
+    folder: Path, upstream: Upstream, sizes: Sizes, own: Sequence[int], others: Sequence[int]
+) -> dict[str, Callable[[], Figures]]:
+    """What is measured in one round, in order, by the name that the table gives it."""
+
+    def ours(model: str) -> Figures:
+        loras = {ADAPTED: LORA} if model == ADAPTED else {}
+        gateway = Gateway(folder / model, [upstream.url], database=sizes.database, loras=loras, cores=own)
+        with running(gateway.serve()) as server:
+            figures = speed.measure(
+                gateway.asking(model), upstream, server, seconds=sizes.seconds, cores=others, settled=gateway.drain
+            )
+            assert gateway.gauges().answers > 0, "the metrics are off"
+            return figures
+
+    def theirs(peer: Peer) -> Figures:
+        with peer.before(upstream.url, MODEL, log=folder / f"{peer.name}.log", cores=own) as (server, asking):
+            return speed.measure(asking, upstream, server, seconds=sizes.seconds, cores=others)
+
+    folder.mkdir(exist_ok=True)
+    direct = {"direct": lambda: speed.measure(upstream.asking, upstream, None, seconds=sizes.seconds, cores=others)}
+    own_models = {"tributary": lambda: ours(BASE_ONLY), "tributary, adapter": lambda: ours(ADAPTED)}
+    return direct | own_models | {peer.name: lambda peer=peer: theirs(peer) for peer in sizes.peers}
+
+
+def _print_speed(medians: dict[str, Figures], direct: Figures, absent: dict[str, str]) -> None:
+    print(f"{'':20}{'CPU ms':>9}{'chats':>9}{'CPU ms':>9}{'streams':>9}{'first byte ms':>16}{'added ms':>16}{'not':>7}")
+    print(f"{'':20}{'a chat':>9}{'/s':>9}{'a stream':>9}{'/s':>9}{'p50':>8}{'p99':>8}{'p50':>8}{'p99':>8}{'whole':>7}")
+    for name, figures in medians.items():
+        p50_ms, p99_ms = figures.over(direct)
+        print(
+            f"{name:20}{figures.cpu_ms_request:9.3f}{figures.requests_s:9,.0f}{figures.cpu_ms_stream:9.3f}"
+            f"{figures.streams_s:9,.0f}{figures.first_ms_p50:8.1f}{figures.first_ms_p99:8.1f}"
+            f"{p50_ms:8.2f}{p99_ms:8.2f}{figures.failed:7,}"
+        )
+    for name, why in absent.items():
+        print(f"{name:20} not measured: {why}")
+    print(
+        "tributary: the base model alone, with authentication, admission, usage and its split committed durably, and\n"
+        "metrics on; of the peers, none commits a record. tributary, adapter: each answer is also attributed to a\n"
+        "LoRA by scoring on the same server. direct: what the server and the load generator do without a gateway."
+    )
+
+
+@contextmanager
+def running_upstream(folder: Path, cores: Sequence[int]) -> Any:
+    """A server to put gateways before."""
+    upstream = Upstream(folder, cores=cores)
+    try:
+        yield upstream
+    finally:
+        upstream.server.stop()
+
+
+# -- memory and faults -------------------------------------------------------------------------------------------------
+
+
+def print_memory(folder: Path, sizes: Sizes) -> _Result:
+    """Resident memory early and late."""
+    own, others = split_cores()
+    with running_upstream(folder, others) as upstream:
+        gateway = Gateway(folder / "memory", [upstream.url], database=sizes.database, cores=own)
+        growth = memory.measure(gateway, early=sizes.early, late=sizes.late, cores=others)
+    print("Resident memory of the gateway, MiB, one request in ten a stream")
+    for requests, size_bytes in (
+        (growth.early_requests, growth.early_bytes),
+        (growth.late_requests, growth.late_bytes),
+    ):
+        print(f"after {requests:9,} requests{size_bytes / 2**20:10.1f}")
+    print(f"{'growth':24}{growth.part:+10.1%}", flush=True)
+    return {"memory_growth": round(growth.part, 4), "memory_mib": round(growth.late_bytes / 2**20, 1)}
+
+
+def print_faults(folder: Path, sizes: Sizes) -> _Result:
+    """The log under fire."""
+    print(
+        f"Under fire: {sizes.requests:,} requests, half of them streams, to two engines of which each is killed once;\n"
+        "a twentieth of what they do fails, and a tenth of the clients leave"
+    )
+    outcome = faults.measure(folder, requests=sizes.requests, cores=split_cores())
+    print("\n".join(outcome.lines()), flush=True)
+    reconciled = outcome.reconciled
+    return {
+        "unlogged_answers": outcome.unlogged_answers,
+        "unasked_entries": reconciled.unasked,
+        "miscounted_answers": reconciled.miscounted,
+        "open_intents": outcome.open_intents,
+        "fsck_findings": len(outcome.findings),
+    }
+
+
+PARTS: dict[str, Callable[[Path, Sizes], _Result]] = {
+    "speed": print_speed,
+    "memory": print_memory,
+    "faults": print_faults,
+}
+
+if __name__ == "__main__":
+    main()
