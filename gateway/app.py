@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import structlog
@@ -14,13 +15,14 @@ from fastapi import FastAPI
 import attribution
 from gateway import answers, errors
 from gateway.adapter_store import AdapterStore
+from gateway.adapters import Adapter
 from gateway.admission import Admission
 from gateway.api import answers as answer_routes
 from gateway.api import contributors, feedback, models, openai, operations, payouts, responses, transparency
 from gateway.api.requests import body_schemas
 from gateway.api.responses_requests import ResponsesRequest
 from gateway.auth import KeyRing
-from gateway.catalogue import Catalogue, publish
+from gateway.catalogue import Catalogue, offered, publish
 from gateway.database import Database
 from gateway.embeddings import Embeddings
 from gateway.engines import Engine
@@ -30,6 +32,7 @@ from gateway.observe import Observed
 from gateway.pipeline import Pipeline
 from gateway.published import Published
 from gateway.registry import Registry, RegistryError
+from gateway.reload import Reloader
 from gateway.routing.names import Names, Router, compared
 from gateway.settings import Settings
 from gateway.shipping import shipping
@@ -111,14 +114,14 @@ async def _opened(
     try:
         require_signer(database, ledger, signer, settings.log.origin)
         await asyncio.wrap_future(committer.submit(lambda t: _void_what_a_crash_left(t, books, settings.server.id)))
-        catalogue = await asyncio.wrap_future(committer.submit(lambda t: publish(t, settings, registry, books)))
+        catalogue = await asyncio.wrap_future(committer.submit(lambda t: _publish(t, settings, registry, books)))
         running = await asyncio.to_thread(engine, settings)
         metrics = Metrics(lambda: _ledger_state(database, ledger, running, settings))
-        await _load_adapters(running, catalogue, make_adapter_store(settings), metrics)
+        load = partial(_load_adapters, running, make_adapter_store(settings), metrics)
+        await load(catalogue.adapters)
         embedding = embedder(settings)
-        router = Router(
-            Names.of(catalogue, settings, await asyncio.to_thread(compared, settings, embedding)), embedding
-        )
+        vectors = await asyncio.to_thread(compared, settings, embedding)
+        router = Router(Names.of(catalogue, settings, vectors), embedding)
         retriever = Retriever(settings.retrieval.index_file, embedding)
         transactions = Transactions(database, committer, metrics)
         await transactions.read(retriever.sync)
@@ -164,6 +167,16 @@ async def _opened(
                     books=books,
                     registry=registry,
                     router=router,
+                    reloader=Reloader(
+                        settings=settings,
+                        transactions=transactions,
+                        books=books,
+                        registry=registry,
+                        load=load,
+                        embedder=embedding,
+                        router=router,
+                        metrics=metrics,
+                    ),
                     engine=running,
                     metrics=metrics,
                     pipeline=pipeline,
@@ -230,8 +243,12 @@ def _void_what_a_crash_left(transaction: Transaction, books: Books, gateway_id: 
         books.void(transaction, intent, "the gateway stopped before the answer was metered")
 
 
-async def _load_adapters(engine: Engine, catalogue: Catalogue, store: AdapterStore, metrics: Metrics) -> None:
-    for adapter in {model.adapter.digest: model.adapter for model in catalogue if model.adapter}.values():
+def _publish(transaction: Transaction, settings: Settings, registry: Registry, books: Books) -> Catalogue:
+    return publish(transaction, settings, offered(transaction.connection, settings, registry), books)
+
+
+async def _load_adapters(engine: Engine, store: AdapterStore, metrics: Metrics, adapters: Iterable[Adapter]) -> None:
+    for adapter in adapters:
         if adapter.base_digest not in {None, engine.base_digest}:
             raise RegistryError(
                 f"adapter {adapter.reference} was tried on weights of {adapter.base_model} that are not those here, "

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -114,6 +114,15 @@ class Metrics:
         )
         self.answering = self._gauge("tributary_requests_answering", "Requests being answered", ())
         self.waiting = self._gauge("tributary_requests_waiting", "Requests that wait for a turn", ())
+        self.reload_success = self._gauge(
+            "tributary_config_reload_success", "1 while the configuration read last is in force", (), "livemin"
+        )
+        self.reload_time = self._gauge(
+            "tributary_config_reload_success_timestamp_seconds",
+            "When a configuration last came into force, in seconds since 1970",
+            (),
+            "livemin",
+        )
         self._state = _StateCollector(state)
         self.registry.register(self._state)
 
@@ -121,6 +130,12 @@ class Metrics:
         """Note how many requests are being answered, and how many wait for their turn."""
         self.answering.set(held)
         self.waiting.set(waiting)
+
+    def observe_reload(self, *, taken: bool) -> None:
+        """Note whether a configuration came into force."""
+        self.reload_success.set(taken)
+        if taken:
+            self.reload_time.set_to_current_time()
 
     def observe_answer(self, answer: Answer) -> None:
         """Count an answer that was just metered."""
@@ -168,8 +183,11 @@ class Metrics:
     def _counter(self, name: str, text: str, labels: tuple[str, ...]) -> Counter:
         return Counter(name, text, labels, registry=self.registry)
 
-    def _gauge(self, name: str, text: str, labels: tuple[str, ...]) -> Gauge:
-        return Gauge(name, text, labels, registry=self.registry, multiprocess_mode="livesum")
+    def _gauge(
+        self, name: str, text: str, labels: tuple[str, ...], of_several: Literal["livesum", "livemin"] = "livesum"
+    ) -> Gauge:
+        """of_several: what becomes of the values of several processes."""
+        return Gauge(name, text, labels, registry=self.registry, multiprocess_mode=of_several)
 
 
 class _StateCollector:

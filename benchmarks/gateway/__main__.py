@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from benchmarks.gateway import faults, memory, speed
+from benchmarks.gateway import faults, memory, sharing, speed
 from benchmarks.gateway.ours import ADAPTED, BASE_ONLY, LORA, Gateway
 from benchmarks.gateway.peers import PEERS, Peer, PeerAbsent
 from benchmarks.gateway.processes import running, split_cores
@@ -210,10 +210,31 @@ def print_faults(folder: Path, sizes: Sizes) -> _Result:
     }
 
 
+def print_sharing(folder: Path, sizes: Sizes) -> _Result:
+    """A quiet caller beside a flood."""
+    own, others = split_cores()
+    with running_upstream(folder, others) as upstream:
+        limits = f"concurrent = {sharing.CONCURRENT}"
+        gateway = Gateway(folder / "sharing", [upstream.url], database=sizes.database, cores=own, limits=limits)
+        shared = sharing.measure(gateway, upstream, seconds=3 * sizes.seconds, cores=others)
+    print(
+        f"{sharing.CONCURRENT} turns; a quiet key, and one with {sharing.FLOOD_CONNECTIONS} connections. Whole answers"
+    )
+    print(f"{'':20}{'answers/s':>10}{'p50 ms':>10}{'p99 ms':>10}{'not whole':>10}")
+    rows = {"quiet, alone": shared.alone, "quiet, beside flood": shared.beside, "flood": shared.flood}
+    for name, outcome in rows.items():
+        failed = sum(outcome.failed.values())
+        p50_ms, p99_ms = outcome.total_ms_at(0.5), outcome.total_ms_at(0.99)
+        print(f"{name:20}{outcome.requests_s:10.1f}{p50_ms:10.1f}{p99_ms:10.1f}{failed:10,}")
+    print(f"p99 of the quiet key beside the flood: {shared.ratio:.2f} times that alone", flush=True)
+    return {"flood_p99_ratio": round(shared.ratio, 3)}
+
+
 PARTS: dict[str, Callable[[Path, Sizes], _Result]] = {
     "speed": print_speed,
     "memory": print_memory,
     "faults": print_faults,
+    "sharing": print_sharing,
 }
 
 if __name__ == "__main__":
