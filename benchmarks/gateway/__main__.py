@@ -29,6 +29,8 @@ KEYS = (
     "peers",
 )
 
+OURS, OURS_ADAPTED = "tributary", "tributary, adapter"
+
 _Result: TypeAlias = dict[str, Any]
 
 
@@ -107,13 +109,13 @@ def print_speed(folder: Path, sizes: Sizes) -> _Result:
     direct = medians["direct"]
     _print_speed(medians, direct, absent)
     results = {name: speed.as_result(figures, direct) for name, figures in medians.items()}
-    ours = results.pop("tributary")
+    ours = results.pop(OURS)
     return {
         **{key: ours[key] for key in ("cpu_ms_request", "cpu_ms_stream", "requests_s", "first_byte_p99_ms")},
         "first_byte_p50_ms": ours["first_byte_p50_ms"],
         "streams_s": ours["streams_s"],
         "failed": ours["failed"],
-        "adapted": results.pop("tributary, adapter"),
+        "adapted": results.pop(OURS_ADAPTED),
         "direct": results.pop("direct"),
         "peers": results | {name: {"absent": why} for name, why in absent.items()},
     }
@@ -140,7 +142,7 @@ def _turns(
 
     folder.mkdir(exist_ok=True)
     direct = {"direct": lambda: speed.measure(upstream.asking, upstream, None, seconds=sizes.seconds, cores=others)}
-    own_models = {"tributary": lambda: ours(BASE_ONLY), "tributary, adapter": lambda: ours(ADAPTED)}
+    own_models = {OURS: lambda: ours(BASE_ONLY), OURS_ADAPTED: lambda: ours(ADAPTED)}
     return direct | own_models | {peer.name: lambda peer=peer: theirs(peer) for peer in sizes.peers}
 
 
@@ -154,6 +156,12 @@ def _print_speed(medians: dict[str, Figures], direct: Figures, absent: dict[str,
             f"{figures.streams_s:9,.0f}{figures.first_ms_p50:8.1f}{figures.first_ms_p99:8.1f}"
             f"{p50_ms:8.2f}{p99_ms:8.2f}{figures.failed:7,}"
         )
+    for name, figures in medians.items():
+        if name.startswith(OURS):
+            print(
+                f"{name}: of that CPU, {figures.at_once_ms_request:.3f} ms a chat and {figures.at_once_ms_stream:.3f} "
+                "ms a stream while the load was on, the rest to attribute afterwards"
+            )
     for name, why in absent.items():
         print(f"{name:20} not measured: {why}")
     print(
