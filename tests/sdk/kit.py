@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from gateway.app import create_app
@@ -36,3 +37,11 @@ def listening(site: Site) -> Iterator[Target]:
             poor_key=site.new_caller("poor", credit_nano=1),
             limited_key=limited,
         )
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    """Wait for what the gateway does in its own thread."""
+    deadline_s = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import openai
 import pytest
 
@@ -11,6 +9,7 @@ from tests.gateway.kit import Site
 from tests.raw_fake import OPTIONS
 from tests.sdk import checks
 from tests.sdk.checks import Target
+from tests.sdk.kit import eventually
 
 
 @pytest.mark.parametrize("name", checks.CHECKS)
@@ -90,8 +89,5 @@ def test_a_stream_that_is_let_go_stops_the_engine_and_is_charged(trouble: Target
             assert next(chunk for chunk in stream if chunk.choices[0].delta.content)
         with client.responses.create(model=trouble.chat, input=[asked], stream=True) as stream:
             assert next(event for event in stream if event.type == "response.output_text.delta")
-    deadline_s = time.monotonic() + 20
-    while len(troubled_site.entries("usage.recorded")) < charged + 2:
-        assert time.monotonic() < deadline_s
-        time.sleep(0.05)
+    eventually(lambda: len(troubled_site.entries("usage.recorded")) == charged + 2)
     assert troubled_site.engine.abandoned >= gone + 2
