@@ -11,12 +11,25 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Discriminator, Field, StrictInt, Tag, model_validator
 
-from gateway.api.messages import TOOLS_MAX, Body, FunctionName, Identifier, JsonSchema, Nothing, Text, misfit
+from gateway.api.messages import (
+    DESCRIPTION_MAX,
+    TOOLS_MAX,
+    Body,
+    FunctionName,
+    Identifier,
+    JsonSchema,
+    Nothing,
+    Text,
+    misfit,
+)
 from gateway.api.requests import (
     UNSUPPORTED,
     AttributionOptions,
+    Corpora,
     Label,
+    Metadata,
     ModelName,
+    ServiceTier,
     StreamOptions,
     TokenCount,
 )
@@ -135,7 +148,7 @@ class FunctionTool(Body):
 
     type: Literal["function"]
     name: FunctionName
-    description: Annotated[str, Field(max_length=16_384)] | None = None
+    description: Annotated[str, Field(max_length=DESCRIPTION_MAX)] | None = None
     parameters: JsonSchema | None = None
     strict: bool | None = None
 
@@ -158,8 +171,8 @@ class JsonSchemaFormat(Body):
 
     type: Literal["json_schema"]
     name: FunctionName
-    description: Annotated[str, Field(max_length=16_384)] | None = None
     schema_: JsonSchema = Field(alias="schema")
+    description: Annotated[str, Field(max_length=DESCRIPTION_MAX)] | None = None
     strict: bool | None = None
 
 
@@ -207,12 +220,10 @@ class ResponsesRequest(Body):
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    metadata: Annotated[dict[Annotated[str, Field(max_length=64)], Label], Field(max_length=16)] | None = None
+    metadata: Metadata | None = None
     truncation: Literal["disabled"] | None = None
     attribution: AttributionOptions | None = None
-    corpora: Annotated[list[Annotated[str, Field(max_length=64)]], Field(max_length=64)] | None = Field(
-        default=None, description="of the served model's corpora, those to search"
-    )
+    corpora: Corpora | None = Field(default=None, description="of the served model's corpora, those to search")
     top_k: Annotated[StrictInt, Field(ge=1, le=32)] | None = Field(default=None, description="passages to read")
     # Refused with a reason, in `refuse_what_is_not_here`, where they would have an effect.
     previous_response_id: Ignored = None
@@ -224,12 +235,12 @@ class ResponsesRequest(Body):
     moderation: Ignored = None
     reasoning: dict[str, Any] | None = None
     # Taken so that clients which send them work; they change nothing about an answer.
-    user: Ignored = None
-    service_tier: Ignored = None
-    safety_identifier: Ignored = None
-    prompt_cache_key: Ignored = None
-    prompt_cache_retention: Ignored = None
-    max_tool_calls: Ignored = None  # counts OpenAI's own tools, of which there are none
+    user: Label | None = None
+    service_tier: ServiceTier | None = None
+    safety_identifier: Label | None = None
+    prompt_cache_key: Label | None = None
+    prompt_cache_retention: Label | None = None
+    max_tool_calls: StrictInt | None = None  # counts OpenAI's own tools, of which there are none
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
@@ -311,7 +322,7 @@ class ResponsesRequest(Body):
         if self.tools:
             if isinstance(self.tool_choice, FunctionChoice):
                 found["tool_choice"] = {"type": "function", "function": {"name": self.tool_choice.name}}
-            elif self.tool_choice is not None:
+            elif self.tool_choice not in (None, "auto"):
                 found["tool_choice"] = self.tool_choice
             if self.parallel_tool_calls is False:
                 found["parallel_tool_calls"] = False

@@ -132,7 +132,7 @@ async def test_a_stream_amounts_to_what_the_whole_says(site: Site, kind: str, op
     assert lasting(last["response"]) == lasting(whole)
     assert rebuilt(found) == last["response"]["output"]
     assert len({event["response"]["id"] for event in (first, second, last)}) == 1
-    assert last["response"]["attribution"]["status"] == "not_applicable"
+    assert last["response"]["attribution"]["status"] in {"pending", "not_applicable"}
     assert len(site.entries("usage.recorded")) == 2
 
 

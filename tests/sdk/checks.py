@@ -33,7 +33,10 @@ RESPONSE_TOOL = {"type": "function", **FUNCTION, "strict": None}
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A gateway that listens. base_url: ends in /v1. takes: the options of its chat model's engine."""
+    """A gateway that listens. base_url: ends in /v1. takes: the options of its chat model's engine.
+
+    poor_key, limited_key: of a caller without credit, and of one that may ask for nothing this minute.
+    """
 
     base_url: str
     key: str
@@ -41,6 +44,12 @@ class Target:
     embedding: str
     takes: frozenset[str] = frozenset()
     timeout_s: float = 300
+    poor_key: str = ""
+    limited_key: str = ""
+
+    def as_json(self, *more: str) -> str:
+        """For a client in another language. more: what it may count on beside the options."""
+        return json.dumps({**vars(self), "takes": sorted({*self.takes, *more})})
 
     def client(self, **options: Any) -> openai.OpenAI:
         """The official client, with nothing changed but its address and its key."""

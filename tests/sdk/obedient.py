@@ -1,12 +1,13 @@
-"""An engine that does with every option what a client may expect of it, in OpenAI's form."""
+"""Engines for clients: one that does with every option what may be expected, and one that is trouble on request."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from gateway.engines import Delta, GenerationRequest
+from gateway.engines import Delta, EngineUnavailable, GenerationRequest
+from tests.fakes import FakeEngine
 from tests.raw_fake import RawFakeEngine
 
 
@@ -48,3 +49,29 @@ def _called(request: GenerationRequest) -> list[str]:
         return [choice["function"]["name"]]
     names = [tool["function"]["name"] for tool in request.tools]
     return names if choice == "required" and request.options.get("parallel_tool_calls") is not False else names[:1]
+
+
+@dataclass(kw_only=True)
+class TroubledEngine(FakeEngine):
+    """Does what the last line of a prompt asks for: `fail once: …` (each such text once), `slowly`, or `break off`."""
+
+    failed: set[str] = field(default_factory=set)
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
+        asked = request.messages[-1].content if request.messages else ""
+        if asked.startswith("fail once") and asked not in self.failed:
+            self.failed.add(asked)
+            raise EngineUnavailable("told to fail once")
+        speaker = FakeEngine(
+            text=self.text,
+            delay_s=0.2 if asked == "slowly" else self.delay_s,
+            fail_after=3 if asked == "break off" else self.fail_after,
+            down=self.down,
+            prompts=self.prompts,
+        )
+        try:
+            async with aclosing(speaker.generate(request)) as deltas:
+                async for delta in deltas:
+                    yield delta
+        finally:
+            self.abandoned += speaker.abandoned
