@@ -267,15 +267,15 @@ def print_sharing(folder: Path, sizes: Sizes) -> _Result:
     return {"flood_p99_ratio": round(shared.ratio, 3)}
 
 
-# -- a real server ------------------------------------------------------------------------------------------------------
+# -- a real server -----------------------------------------------------------------------------------------------------
 
 
 def print_vllm(arguments: argparse.Namespace) -> None:
     """Through the gateway against direct, on a real vLLM server with many LoRAs."""
     print(f"{machine()}; {vllm.hardware()}")
     print(
-        f"{vllm.CONNECTIONS} connections, streams of {vllm.TOKENS} tokens, each from the next LoRA; through the gateway\n"
-        "every answer is committed, and attributed by scoring on the same server at low priority\n"
+        f"{vllm.CONNECTIONS} connections, streams of {vllm.TOKENS} tokens, each from the next LoRA; through the gateway "
+        "every\nanswer is committed, and attributed by scoring on the same server at low priority\n"
     )
     seconds = arguments.seconds or vllm.SECONDS
     with tempfile.TemporaryDirectory(prefix="bench-gateway-") as folder:

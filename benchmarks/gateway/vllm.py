@@ -61,7 +61,7 @@ def measure(
     room = ["--enable-lora", "--max-loras", str(most), "--max-cpu-loras", str(2 * most), "--max-lora-rank", "16"]
     modules = ["--lora-target-modules", *loras.MODULES, "qkv_proj"]
     scoring = ["--enable-scale-out", "--scheduling-policy", "priority"]
-    environment = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+    environment = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_NO_USAGE_STATS": "1"}
     server = Server(
         [*serve, *room, *modules, *scoring, "--disable-uvicorn-access-log", *flags],
         log=folder / "vllm.log",
