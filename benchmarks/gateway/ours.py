@@ -60,8 +60,8 @@ class Gauges:
 class Gateway:
     """A gateway in a folder of its own, with a caller who has credit, in front of servers.
 
-    limits: further lines of [limits]. database: an SQLAlchemy URL; None for SQLite in the folder. loras: each answers
-    under its name, beside the base.
+    database: an SQLAlchemy URL; None for SQLite in the folder. loras: each answers under its name, beside the base.
+    limits: further lines of [limits].
     """
 
     def __init__(
