@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
 
 import structlog
 from fastapi import FastAPI
@@ -19,7 +18,7 @@ from gateway.adapters import Adapter
 from gateway.admission import Admission
 from gateway.api import answers as answer_routes
 from gateway.api import contributors, feedback, models, openai, operations, payouts, responses, transparency
-from gateway.api.requests import body_schemas
+from gateway.api.described import describe
 from gateway.api.responses_requests import ResponsesRequest
 from gateway.auth import KeyRing
 from gateway.catalogue import Catalogue, offered, publish
@@ -278,14 +277,7 @@ def create_app(
     for routes in routers:
         app.include_router(routes.router)
     app.add_middleware(Observed)
-    described = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        document = described()
-        document["components"]["schemas"] |= body_schemas(ResponsesRequest)
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign]
+    describe(app, ResponsesRequest)
     return app
 
 
