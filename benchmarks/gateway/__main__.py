@@ -274,8 +274,8 @@ def print_vllm(arguments: argparse.Namespace) -> None:
     """Through the gateway against direct, on a real vLLM server with many LoRAs."""
     print(f"{machine()}; {vllm.hardware()}")
     print(
-        f"{vllm.CONNECTIONS} connections, streams of {vllm.TOKENS} tokens, each from the next LoRA; through the gateway\n"
-        "every answer is committed, and attributed by scoring on the same server at low priority\n"
+        f"{vllm.CONNECTIONS} connections, streams of {vllm.TOKENS} tokens, each from the next LoRA; through the\n"
+        "gateway every answer is committed, and attributed by scoring on the same server at low priority\n"
     )
     seconds = arguments.seconds or vllm.SECONDS
     with tempfile.TemporaryDirectory(prefix="bench-gateway-") as folder:
