@@ -162,6 +162,8 @@ async def _opened(
         require_signer(database, ledger, signer, settings.log.origin)
         await asyncio.wrap_future(committer.submit(lambda t: _void_what_a_crash_left(t, books, settings.server.id)))
         catalogue = await asyncio.wrap_future(committer.submit(lambda t: _publish(t, settings, registry, books)))
+        embedding = embedder(settings)
+        vectors = await asyncio.to_thread(compared, settings, embedding)
         metrics = Metrics(lambda: _ledger_state(database, ledger, running, settings))
         running = await _running(await asyncio.to_thread(engine, settings), settings, metrics)
         load = partial(_load_adapters, running, make_adapter_store(settings), metrics)
@@ -170,8 +172,6 @@ async def _opened(
         except BaseException:
             await running.close()
             raise
-        embedding = embedder(settings)
-        vectors = await asyncio.to_thread(compared, settings, embedding)
         router = Router(Names.of(catalogue, settings, vectors), embedding)
         retriever = Retriever(settings.retrieval.index_file, embedding)
         transactions = Transactions(database, committer, metrics)
