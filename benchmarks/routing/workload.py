@@ -12,7 +12,7 @@ import numpy as np
 class Load:
     """What arrives. arrivals_s is Poisson; drift: how many times over the run the ranks are dealt anew, in part."""
 
-    requests: int = 40_000
+    requests: int = 24_000
     adapters: int = 1000
     zipf: float = 1.0
     rate_s: float = 24.0
