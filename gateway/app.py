@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any
+from functools import partial
 
 import structlog
 from fastapi import FastAPI
@@ -14,13 +14,14 @@ from fastapi import FastAPI
 import attribution
 from gateway import answers, errors
 from gateway.adapter_store import AdapterStore
+from gateway.adapters import Adapter
 from gateway.admission import Admission
 from gateway.api import answers as answer_routes
 from gateway.api import contributors, feedback, models, openai, operations, payouts, responses, transparency
-from gateway.api.requests import body_schemas
+from gateway.api.described import describe
 from gateway.api.responses_requests import ResponsesRequest
 from gateway.auth import KeyRing
-from gateway.catalogue import Catalogue, publish
+from gateway.catalogue import Catalogue, offered, publish
 from gateway.database import Database
 from gateway.embeddings import Embeddings
 from gateway.engines import Engine, EngineUnavailable
@@ -30,6 +31,7 @@ from gateway.observe import Observed
 from gateway.pipeline import Pipeline
 from gateway.published import Published
 from gateway.registry import Registry, RegistryError
+from gateway.reload import Reloader
 from gateway.routing.fleet import Fleet
 from gateway.routing.names import Names, Router, compared
 from gateway.routing.replica import OpenEngine
@@ -159,13 +161,18 @@ async def _opened(
     try:
         require_signer(database, ledger, signer, settings.log.origin)
         await asyncio.wrap_future(committer.submit(lambda t: _void_what_a_crash_left(t, books, settings.server.id)))
-        catalogue = await asyncio.wrap_future(committer.submit(lambda t: publish(t, settings, registry, books)))
+        catalogue = await asyncio.wrap_future(committer.submit(lambda t: _publish(t, settings, registry, books)))
         metrics = Metrics(lambda: _ledger_state(database, ledger, running, settings))
-        running = await _running(await asyncio.to_thread(engine, settings), settings, catalogue, metrics)
+        running = await _running(await asyncio.to_thread(engine, settings), settings, metrics)
+        load = partial(_load_adapters, running, make_adapter_store(settings), metrics)
+        try:
+            await load(catalogue.adapters)
+        except BaseException:
+            await running.close()
+            raise
         embedding = embedder(settings)
-        router = Router(
-            Names.of(catalogue, settings, await asyncio.to_thread(compared, settings, embedding)), embedding
-        )
+        vectors = await asyncio.to_thread(compared, settings, embedding)
+        router = Router(Names.of(catalogue, settings, vectors), embedding)
         retriever = Retriever(settings.retrieval.index_file, embedding)
         transactions = Transactions(database, committer, metrics)
         await transactions.read(retriever.sync)
@@ -211,6 +218,16 @@ async def _opened(
                     books=books,
                     registry=registry,
                     router=router,
+                    reloader=Reloader(
+                        settings=settings,
+                        transactions=transactions,
+                        books=books,
+                        registry=registry,
+                        load=load,
+                        embedder=embedding,
+                        router=router,
+                        metrics=metrics,
+                    ),
                     engine=running,
                     metrics=metrics,
                     pipeline=pipeline,
@@ -260,14 +277,7 @@ def create_app(
     for routes in routers:
         app.include_router(routes.router)
     app.add_middleware(Observed)
-    described = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        document = described()
-        document["components"]["schemas"] |= body_schemas(ResponsesRequest)
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign]
+    describe(app, ResponsesRequest)
     return app
 
 
@@ -277,35 +287,27 @@ def _void_what_a_crash_left(transaction: Transaction, books: Books, gateway_id: 
         books.void(transaction, intent, "the gateway stopped before the answer was metered")
 
 
-async def _running(
-    made: Engine | Mapping[str, OpenEngine], settings: Settings, catalogue: Catalogue, metrics: Metrics
-) -> Engine:
-    """The engine with its adapters: loaded, or for a fleet known, and loaded where and when they are first needed."""
+def _publish(transaction: Transaction, settings: Settings, registry: Registry, books: Books) -> Catalogue:
+    return publish(transaction, settings, offered(transaction.connection, settings, registry), books)
+
+
+async def _running(made: Engine | Mapping[str, OpenEngine], settings: Settings, metrics: Metrics) -> Engine:
     if isinstance(made, Mapping):
-        engine: Engine = await Fleet.open(made, slots=settings.engine.slots, watch=metrics.fleet)
-    else:
-        engine = made
-    try:
-        loaded = await _load_adapters(engine, catalogue, make_adapter_store(settings))
-    except BaseException:
-        await engine.close()
-        raise
-    if not isinstance(engine, Fleet):
-        metrics.adapter_loads.inc(loaded)
-    return engine
+        return await Fleet.open(made, slots=settings.engine.slots, watch=metrics.fleet)
+    return made
 
 
-async def _load_adapters(engine: Engine, catalogue: Catalogue, store: AdapterStore) -> int:
-    """Hand every adapter that is served to the engine; returns how many."""
-    adapters = {model.adapter.digest: model.adapter for model in catalogue if model.adapter}
-    for adapter in adapters.values():
+async def _load_adapters(engine: Engine, store: AdapterStore, metrics: Metrics, adapters: Iterable[Adapter]) -> None:
+    """Have the engine take adapters: at once, or a fleet where and when they are first needed, which counts itself."""
+    for adapter in adapters:
         if adapter.base_digest not in {None, engine.base_digest}:
             raise RegistryError(
                 f"adapter {adapter.reference} was tried on weights of {adapter.base_model} that are not those here, "
                 f"sha256 {engine.base_digest}; register it again with `tributary adapter add`"
             )
         await engine.load(await asyncio.to_thread(store.require, adapter.digest, adapter.source))
-    return len(adapters)
+        if not isinstance(engine, Fleet):
+            metrics.adapter_loads.inc()
 
 
 def _ledger_state(database: Database, ledger: Log, engine: Engine, settings: Settings) -> LedgerState:

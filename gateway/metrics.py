@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -117,6 +117,15 @@ class Metrics:
         self.fleet = FleetMetrics(self)
         self.answering = self.gauge("tributary_requests_answering", "Requests being answered", ())
         self.waiting = self.gauge("tributary_requests_waiting", "Requests that wait for a turn", ())
+        self.reload_success = self.gauge(
+            "tributary_config_reload_success", "1 while the configuration read last is in force", (), "livemin"
+        )
+        self.reload_time = self.gauge(
+            "tributary_config_reload_success_timestamp_seconds",
+            "When a configuration last came into force, in seconds since 1970",
+            (),
+            "livemin",
+        )
         self._state = _StateCollector(state)
         self.registry.register(self._state)
 
@@ -124,6 +133,12 @@ class Metrics:
         """Note how many requests are being answered, and how many wait for their turn."""
         self.answering.set(held)
         self.waiting.set(waiting)
+
+    def observe_reload(self, *, taken: bool) -> None:
+        """Note whether a configuration came into force."""
+        self.reload_success.set(taken)
+        if taken:
+            self.reload_time.set_to_current_time()
 
     def observe_answer(self, answer: Answer) -> None:
         """Count an answer that was just metered."""
@@ -144,15 +159,15 @@ class Metrics:
     def observe_attribution(self, attributed: Mapping[str, Any], seconds: float) -> None:
         """Count an attribution object that was just recorded."""
         estimator = attributed["estimator"]["name"]
-        self.attributions.labels(attributed["status"]).inc()
         self.attribution_seconds.labels(estimator).observe(seconds)
         if attributed["surplus_nats"]:
             ratio = abs(attributed["estimator"]["residual_nats"] / attributed["surplus_nats"])
             self.residual_ratio.labels(estimator).observe(ratio)
-        self.observe_credit(attributed)
+        self.observe_split(attributed)
 
-    def observe_credit(self, attributed: Mapping[str, Any]) -> None:
-        """Count what a recorded split credits."""
+    def observe_split(self, attributed: Mapping[str, Any]) -> None:
+        """Count a split that was just recorded, and what it credits."""
+        self.attributions.labels(attributed["status"]).inc()
         for line in attributed["split"]:
             self.credited_nano.labels(line["role"]).inc(int(line["amount_nano"]))
 
@@ -173,9 +188,11 @@ class Metrics:
         """A counter in the registry."""
         return Counter(name, text, labels, registry=self.registry)
 
-    def gauge(self, name: str, text: str, labels: tuple[str, ...]) -> Gauge:
-        """A gauge in the registry."""
-        return Gauge(name, text, labels, registry=self.registry, multiprocess_mode="livesum")
+    def gauge(
+        self, name: str, text: str, labels: tuple[str, ...], of_several: Literal["livesum", "livemin"] = "livesum"
+    ) -> Gauge:
+        """A gauge in the registry. of_several: what becomes of the values of several processes."""
+        return Gauge(name, text, labels, registry=self.registry, multiprocess_mode=of_several)
 
 
 class FleetMetrics:

@@ -35,7 +35,7 @@ from metering import Price, SettlementTerms, SplitPolicy
 ENVIRONMENT_PREFIX = "TRIBUTARY__"
 BASE_MODEL = "smollm2-135m-instruct"
 AUTO = "auto"
-LIVE = ("models", "policies", "aliases", "routing")
+LIVE = ("models", "policies", "aliases", "routing")  # what a running gateway takes up when it reloads
 DATABASES = ("sqlite", "postgresql")
 
 
@@ -487,6 +487,27 @@ class Settings(BaseSettings):
         _ = self.quorum
         return self
 
+    def reloaded(self, newer: Self) -> Self:
+        """These settings with what of newer ones a running gateway can take up. Raises SettingsError."""
+        changed = self.model_copy(update={name: getattr(newer, name) for name in LIVE})
+        try:
+            _require_bases(changed)  # the engine that runs may not be the one that the newer settings name
+        except ValueError as error:
+            raise SettingsError(str(error)) from None
+        return changed
+
+    def differing_for_good(self, newer: Self) -> list[str]:
+        """The keys that newer settings change and a running gateway does not."""
+        found = []
+        for name in type(self).model_fields.keys() - set(LIVE):
+            ours, theirs = getattr(self, name), getattr(newer, name)
+            if isinstance(ours, BaseModel):
+                keys = type(ours).model_fields
+                found += [f"{name}.{key}" for key in keys if getattr(ours, key) != getattr(theirs, key)]
+            elif ours != theirs:
+                found.append(name)
+        return sorted(found)
+
     @property
     def quorum(self) -> Quorum | None:
         """The witnesses, and how many a checkpoint should have; None where there are none."""
@@ -499,18 +520,22 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _bases_are_run(self) -> Self:
-        runs = {
-            "chat": ("[engine] name", self.engine.name),
-            "embedding": ("[retrieval] embedder", self.retrieval.embedder),
-        }
-        for model in self.models:
-            key, base = runs[model.kind]
-            if model.base != base:
-                raise ValueError(
-                    f"model {model.name!r} has base {model.base!r}; "
-                    f"a model of kind {model.kind} runs on {key}, {base!r}"
-                )
+        _require_bases(self)
         return self
+
+
+def _require_bases(settings: Settings) -> None:
+    """Raise ValueError unless the engine and the embedder run what the models are based on."""
+    runs = {
+        "chat": ("[engine] name", settings.engine.name),
+        "embedding": ("[retrieval] embedder", settings.retrieval.embedder),
+    }
+    for model in settings.models:
+        key, base = runs[model.kind]
+        if model.base != base:
+            raise ValueError(
+                f"model {model.name!r} has base {model.base!r}; a model of kind {model.kind} runs on {key}, {base!r}"
+            )
 
 
 def load(path: Path) -> Settings:

@@ -20,6 +20,7 @@ from benchmarks.gateway.processes import Server, free_port, post, running
 SERVED = "base"
 CONNECTIONS = 64
 TOKENS = 128
+SECONDS = 60.0
 _START_S = 900
 
 
@@ -35,6 +36,13 @@ class Comparison:
     def part(self) -> float:
         """Throughput through the gateway over direct throughput."""
         return self.through.requests_s / self.direct.requests_s
+
+    def as_result(self) -> dict[str, float | int]:
+        """The figures as the last line has them."""
+        ways = {"direct": self.direct, "through": self.through}
+        figures = {f"{way}_answers_s": round(outcome.requests_s, 3) for way, outcome in ways.items()}
+        firsts = {f"{way}_first_byte_p99_ms": round(outcome.first_ms_at(0.99), 1) for way, outcome in ways.items()}
+        return {"loras": self.loras, **figures, **firsts, "through_of_direct": round(self.part, 4)}
 
 
 def measure(
@@ -53,7 +61,7 @@ def measure(
     room = ["--enable-lora", "--max-loras", str(most), "--max-cpu-loras", str(2 * most), "--max-lora-rank", "16"]
     modules = ["--lora-target-modules", *loras.MODULES, "qkv_proj"]
     scoring = ["--enable-scale-out", "--scheduling-policy", "priority"]
-    environment = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+    environment = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_NO_USAGE_STATS": "1"}
     server = Server(
         [*serve, *room, *modules, *scoring, "--disable-uvicorn-access-log", *flags],
         log=folder / "vllm.log",

@@ -32,7 +32,8 @@ class Request:
 def popularity(load: Load) -> np.ndarray:
     """The part of the requests that each rank gets, most popular first."""
     weights = 1 / np.arange(1, load.adapters + 1) ** load.zipf
-    return weights / weights.sum()
+    parts: np.ndarray = weights / weights.sum()
+    return parts
 
 
 def generate(load: Load, seed: int) -> list[Request]:

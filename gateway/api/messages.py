@@ -12,6 +12,7 @@ from gateway.grounding import Message
 
 TEXT_MAX = 1_000_000
 TOOLS_MAX = 128
+DESCRIPTION_MAX = 16_384
 _DEPTH_MAX = 32
 _VALUES_MAX = 10_000
 
@@ -124,7 +125,7 @@ class Function(Body):
     """A function that the model may call. parameters: the JSON schema of its arguments."""
 
     name: FunctionName
-    description: Annotated[str, Field(max_length=16_384)] | None = None
+    description: Annotated[str, Field(max_length=DESCRIPTION_MAX)] | None = None
     parameters: JsonSchema | None = None
     strict: bool | None = None
 
@@ -156,7 +157,7 @@ class AnswerSchema(Body):
     """The JSON schema that an answer must fit."""
 
     name: FunctionName
-    description: Annotated[str, Field(max_length=16_384)] | None = None
+    description: Annotated[str, Field(max_length=DESCRIPTION_MAX)] | None = None
     schema_: JsonSchema = Field(alias="schema")
     strict: bool | None = None
 

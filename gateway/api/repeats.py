@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import orjson
 import structlog
 from fastapi import Request
 from pydantic import BaseModel
@@ -46,7 +47,10 @@ async def asked_before(request: Request, gateway: Gateway, account: str, documen
             _HEADER,
             "invalid_idempotency_key",
         )
-    claim = Claim.of(account, keys[0], request.url.path, document)
+    try:
+        claim = Claim.of(account, keys[0], request.url.path, document)
+    except orjson.JSONEncodeError:  # what was read is JSON; only how deep it is can be too much
+        raise BadRequestError("the body is nested too deep to be told from others") from None
     try:
         found = await gateway.transactions.read(lambda c: look_up(c, claim))
     except ResponseExpiredError as error:

@@ -24,6 +24,9 @@ AnyBody = TypeVar("AnyBody", bound=BaseModel)
 Stop = Annotated[str, Field(max_length=200)]
 ModelName = Annotated[str, Field(max_length=256)]
 Label = Annotated[str, Field(max_length=512)]
+Metadata = Annotated[dict[Annotated[str, Field(max_length=64)], Label], Field(max_length=16)]
+ServiceTier = Literal["auto", "default", "flex", "scale", "priority"]
+Corpora = Annotated[list[Annotated[str, Field(max_length=64)]], Field(max_length=64)]
 TokenCount = Annotated[StrictInt, Field(ge=1, le=2**31 - 1)]
 TokenId = Annotated[StrictInt, Field(ge=0, le=2**31 - 1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
@@ -74,9 +77,9 @@ class _Generation(Body):
     attribution: AttributionOptions | None = None
     # Taken so that clients which send them work; they change nothing about an answer.
     user: Label | None = None
-    metadata: Annotated[dict[Annotated[str, Field(max_length=64)], Label], Field(max_length=16)] | None = None
+    metadata: Metadata | None = None
     store: Literal[False] | None = None
-    service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = None
+    service_tier: ServiceTier | None = None
     safety_identifier: Label | None = None
     prompt_cache_key: Label | None = None
 
@@ -120,9 +123,7 @@ class ChatRequest(_Generation):
     response_format: ResponseFormat | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
-    corpora: Annotated[list[Annotated[str, Field(max_length=64)]], Field(max_length=64)] | None = Field(
-        default=None, description="of the served model's corpora, those to search"
-    )
+    corpora: Corpora | None = Field(default=None, description="of the served model's corpora, those to search")
     top_k: Annotated[StrictInt, Field(ge=1, le=32)] | None = Field(default=None, description="passages to read")
 
     @model_validator(mode="after")

@@ -9,17 +9,34 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictInt, Tag, model_validator
+from pydantic import BaseModel, Discriminator, Field, StrictInt, Tag, model_validator
 
-from gateway.api.messages import TEXT_MAX, Nothing
-from gateway.api.requests import AttributionOptions, StreamOptions
+from gateway.api.messages import (
+    DESCRIPTION_MAX,
+    TOOLS_MAX,
+    Body,
+    FunctionName,
+    Identifier,
+    JsonSchema,
+    Nothing,
+    Text,
+    misfit,
+)
+from gateway.api.requests import (
+    UNSUPPORTED,
+    AttributionOptions,
+    Corpora,
+    Label,
+    Metadata,
+    ModelName,
+    ServiceTier,
+    StreamOptions,
+    TokenCount,
+)
 from gateway.errors import BadRequestError
 from gateway.grounding import Message
 
-Ignored = Any
-
 ITEMS_MAX = 1024
-TOOLS_MAX = 128
 LOGPROBS = "message.output_text.logprobs"
 
 # Fields that only make sense where responses are kept, or whose effect this gateway does not have.
@@ -34,9 +51,7 @@ REFUSED = {
     "reasoning": "the models here have no setting of how much they reason",
 }
 
-Text = Annotated[str, Field(max_length=TEXT_MAX)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
-CallId = Annotated[str, Field(min_length=1, max_length=256)]
+Ignored = Any
 # OpenAI's names of what can be added to a response. All but the log-probabilities belong to items that none here has.
 Includable = Literal[
     "message.output_text.logprobs",
@@ -50,11 +65,7 @@ Includable = Literal[
 ]
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
-
-
-class ResponseTextPart(_Body):
+class ResponseTextPart(Body):
     """Text that was said to the model or by it; what else an answer's part carries comes back and changes nothing."""
 
     type: Literal["input_text", "output_text"]
@@ -67,7 +78,7 @@ class ResponseTextPart(_Body):
 Content = Text | Annotated[list[ResponseTextPart], Field(max_length=ITEMS_MAX)]
 
 
-class MessageItem(_Body):
+class MessageItem(Body):
     """One turn of the conversation."""
 
     type: Literal["message"] = "message"
@@ -78,12 +89,12 @@ class MessageItem(_Body):
     phase: Ignored = None
 
 
-class FunctionCallItem(_Body):
+class FunctionCallItem(Body):
     """A function that the model called."""
 
     type: Literal["function_call"]
-    call_id: CallId
-    name: Name
+    call_id: Identifier
+    name: FunctionName
     arguments: Text
     id: Ignored = None
     status: Ignored = None
@@ -101,11 +112,11 @@ class FunctionCallItem(_Body):
         }
 
 
-class FunctionCallOutputItem(_Body):
+class FunctionCallOutputItem(Body):
     """What a function returned."""
 
     type: Literal["function_call_output"]
-    call_id: CallId
+    call_id: Identifier
     output: Content
     id: Ignored = None
     status: Ignored = None
@@ -132,13 +143,13 @@ Item = Annotated[
 ]
 
 
-class FunctionTool(_Body):
+class FunctionTool(Body):
     """A function that the model may call."""
 
     type: Literal["function"]
-    name: Name
-    description: Annotated[str, Field(max_length=TEXT_MAX)] | None = None
-    parameters: dict[str, Any] | None = None
+    name: FunctionName
+    description: Annotated[str, Field(max_length=DESCRIPTION_MAX)] | None = None
+    parameters: JsonSchema | None = None
     strict: bool | None = None
 
     @property
@@ -148,36 +159,36 @@ class FunctionTool(_Body):
         return {"type": "function", "function": described}
 
 
-class FunctionChoice(_Body):
+class FunctionChoice(Body):
     """The one function that the model must call."""
 
     type: Literal["function"]
-    name: Name
+    name: FunctionName
 
 
-class JsonSchemaFormat(_Body):
+class JsonSchemaFormat(Body):
     """Answers are JSON that a schema allows."""
 
     type: Literal["json_schema"]
-    name: Name
-    schema_: dict[str, Any] = Field(alias="schema")
-    description: str | None = None
+    name: FunctionName
+    schema_: JsonSchema = Field(alias="schema")
+    description: Annotated[str, Field(max_length=DESCRIPTION_MAX)] | None = None
     strict: bool | None = None
 
 
-class TextFormat(_Body):
+class TextFormat(Body):
     """Answers are text."""
 
     type: Literal["text"]
 
 
-class JsonObjectFormat(_Body):
+class JsonObjectFormat(Body):
     """Answers are any JSON object."""
 
     type: Literal["json_object"]
 
 
-class TextOptions(_Body):
+class TextOptions(Body):
     """The form of the text."""
 
     format: (
@@ -192,13 +203,13 @@ class TextOptions(_Body):
     verbosity: Literal["medium"] | None = None
 
 
-class ResponsesRequest(_Body):
+class ResponsesRequest(Body):
     """The body of /v1/responses. Nothing is kept of it or of the response."""
 
-    model: str
+    model: ModelName
     input: Text | Annotated[list[Item], Field(min_length=1, max_length=ITEMS_MAX)]
     instructions: Text | None = None
-    max_output_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
+    max_output_tokens: TokenCount | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     tools: Annotated[list[FunctionTool], Field(max_length=TOOLS_MAX)] | None = None
@@ -209,15 +220,10 @@ class ResponsesRequest(_Body):
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    metadata: (
-        Annotated[
-            dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
-        ]
-        | None
-    ) = None
+    metadata: Metadata | None = None
     truncation: Literal["disabled"] | None = None
     attribution: AttributionOptions | None = None
-    corpora: list[str] | None = Field(default=None, description="of the served model's corpora, those to search")
+    corpora: Corpora | None = Field(default=None, description="of the served model's corpora, those to search")
     top_k: Annotated[StrictInt, Field(ge=1, le=32)] | None = Field(default=None, description="passages to read")
     # Refused with a reason, in `refuse_what_is_not_here`, where they would have an effect.
     previous_response_id: Ignored = None
@@ -229,26 +235,26 @@ class ResponsesRequest(_Body):
     moderation: Ignored = None
     reasoning: dict[str, Any] | None = None
     # Taken so that clients which send them work; they change nothing about an answer.
-    user: Ignored = None
-    service_tier: Ignored = None
-    safety_identifier: Ignored = None
-    prompt_cache_key: Ignored = None
-    prompt_cache_retention: Ignored = None
-    max_tool_calls: Ignored = None  # counts OpenAI's own tools, of which there are none
+    user: Label | None = None
+    service_tier: ServiceTier | None = None
+    safety_identifier: Label | None = None
+    prompt_cache_key: Label | None = None
+    prompt_cache_retention: Label | None = None
+    max_tool_calls: StrictInt | None = None  # counts OpenAI's own tools, of which there are none
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options needs stream to be true")
+            raise misfit("stream_options", "it needs stream to be true")
         if self.top_logprobs and LOGPROBS not in (self.include or ()):
-            raise ValueError(f"top_logprobs needs include to have {LOGPROBS!r}")
+            raise misfit("top_logprobs", f"it needs include to have {LOGPROBS!r}")
         names = {tool.name for tool in self.tools or ()}
         if len(names) != len(self.tools or ()):
-            raise ValueError("tools must have names of their own")
+            raise misfit("tools", "two of them have one name")
         if isinstance(self.tool_choice, FunctionChoice) and self.tool_choice.name not in names:
-            raise ValueError(f"tool_choice names {self.tool_choice.name!r}, which is not among the tools")
+            raise misfit("tool_choice", f"the function {self.tool_choice.name!r} is not among the tools")
         if self.tool_choice == "required" and not names:
-            raise ValueError("tool_choice is 'required', and there are no tools")
+            raise misfit("tool_choice", "it needs tools to choose from")
         return self
 
     def refuse_what_is_not_here(self) -> None:
@@ -256,7 +262,7 @@ class ResponsesRequest(_Body):
         for name, reason in REFUSED.items():
             value = getattr(self, name)
             if any(value.values()) if isinstance(value, dict) else value:
-                raise BadRequestError(f"{name}: {reason}", name, "unsupported_parameter")
+                raise BadRequestError(f"{name}: {reason}", name, UNSUPPORTED)
 
     @property
     def repeated(self) -> dict[str, Any]:
@@ -316,13 +322,14 @@ class ResponsesRequest(_Body):
         if self.tools:
             if isinstance(self.tool_choice, FunctionChoice):
                 found["tool_choice"] = {"type": "function", "function": {"name": self.tool_choice.name}}
-            elif self.tool_choice is not None:
+            elif self.tool_choice not in (None, "auto"):
                 found["tool_choice"] = self.tool_choice
             if self.parallel_tool_calls is False:
                 found["parallel_tool_calls"] = False
         if LOGPROBS in (self.include or ()):
             found["logprobs"] = True
-            found["top_logprobs"] = self.top_logprobs or 0
+            if self.top_logprobs:
+                found["top_logprobs"] = self.top_logprobs
         wanted = self.text.format if self.text else None
         if isinstance(wanted, JsonSchemaFormat):
             schema = wanted.model_dump(by_alias=True, exclude_none=True, exclude={"type"})

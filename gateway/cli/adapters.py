@@ -103,7 +103,7 @@ async def prove(settings: Settings, adapters: Sequence[AdapterFiles]) -> str:
             if not (await engine.health()).ready:
                 raise EngineUnavailable(f"the {engine.name} engine takes no work")
             for adapter in adapters:
-                await engine.load(adapter)
+                await engine.load(adapter)  # and left there: a gateway may share the engine and use it already
             return engine.base_digest
         finally:
             await engine.close()
