@@ -99,7 +99,7 @@ def offered(connection: sa.Connection, settings: Settings, registry: Registry) -
 
 
 def publish(transaction: Transaction, settings: Settings, adapters: Mapping[str, Adapter], books: Books) -> Catalogue:
-    """Date every configured model's price and policy in the log. adapters: those on offer, by name.
+    """Date every configured model's price and policy in the log. adapters: as the models name them.
 
     Raises RegistryError when a policy is not what the log has under its version.
     """

@@ -54,7 +54,9 @@ def _gateway(request: Request) -> Gateway:
 GatewayState = Annotated[Gateway, Depends(_gateway)]
 
 
-async def _principal(gateway: GatewayState, authorization: Annotated[str | None, Header()] = None) -> Principal:
+async def _principal(
+    gateway: GatewayState, authorization: Annotated[str | None, Header(include_in_schema=False)] = None
+) -> Principal:
     return await gateway.keys.principal(authorization)
 
 

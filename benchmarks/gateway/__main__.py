@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import signal
+import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from benchmarks.gateway import faults, memory, sharing, speed
+from benchmarks.gateway import faults, memory, sharing, speed, vllm
 from benchmarks.gateway.ours import ADAPTED, BASE_ONLY, LORA, Gateway
 from benchmarks.gateway.peers import PEERS, Peer, PeerAbsent
 from benchmarks.gateway.processes import running, split_cores
 from benchmarks.gateway.speed import Figures
 from benchmarks.gateway.upstream import CHUNKS, MODEL, Upstream
+from benchmarks.ledger import postgres
 from benchmarks.ledger.machine import machine
 
 KEYS = (
@@ -29,7 +34,16 @@ KEYS = (
     "peers",
 )
 
+OURS, OURS_ADAPTED = "tributary", "tributary, adapter"
+
 _Result: TypeAlias = dict[str, Any]
+NewDatabase: TypeAlias = Callable[[], AbstractContextManager[str | None]]
+
+
+@contextmanager
+def in_its_folder() -> Iterator[None]:
+    """No URL of a database: a gateway then keeps its books in SQLite, in its own folder."""
+    yield None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +56,7 @@ class Sizes:
     late: int = memory.LATE
     requests: int = faults.REQUESTS
     peers: tuple[Peer, ...] = PEERS
-    database: str | None = None
+    new_database: NewDatabase = in_its_folder
 
 
 QUICK = Sizes(rounds=1, seconds=0.3, early=60, late=120, requests=120, peers=())
@@ -60,21 +74,41 @@ def main() -> None:
         "--late", type=int, help="requests before the second look at memory; the first is after a tenth"
     )
     parser.add_argument("--requests", type=int, help="under fire")
-    parser.add_argument("--database", help="an SQLAlchemy URL of an empty database (SQLite in a new file)")
+    parser.add_argument(
+        "--database",
+        choices=["sqlite", "postgres"],
+        default="sqlite",
+        help="postgres: DATABASE_URL's, else one of ours",
+    )
     parser.add_argument("--quick", action="store_true", help="everything but peers, so small that it says nothing")
+    real = parser.add_argument_group("a real vLLM, in place of the parts", "for a machine with a GPU")
+    real.add_argument("--vllm", type=Path, metavar="FOLDER", help="of a model of the Llama family, to be served")
+    real.add_argument("--vllm-command", default="vllm", help="what runs vLLM, with arguments if need be")
+    real.add_argument("--vllm-flags", default="", help="further flags of `vllm serve`")
+    real.add_argument("--loras", type=int, nargs="+", default=[8, 16, 32, 64], help="how many answer in turn")
+    real.add_argument("--connections", type=int, default=64, help="that ask at once")
+    real.add_argument("--tokens", type=int, default=128, help="of an answer")
     arguments = parser.parse_args()
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what was started is stopped
+    if arguments.vllm:
+        print_vllm(arguments)
+        return
     sizes = QUICK if arguments.quick else replace(Sizes(), peers=tuple(p for p in PEERS if p.name in arguments.peers))
-    given = {name: getattr(arguments, name) for name in ("rounds", "seconds", "late", "requests", "database")}
+    given = {name: getattr(arguments, name) for name in ("rounds", "seconds", "late", "requests")}
     sizes = replace(sizes, **{name: value for name, value in given.items() if value is not None})
     if arguments.late is not None:
         sizes = replace(sizes, early=max(1, arguments.late // 10))
     print(machine())
     result: _Result = dict.fromkeys(KEYS)
-    for part in arguments.only:
-        print(flush=True)
-        with tempfile.TemporaryDirectory(prefix="bench-gateway-") as folder:
-            result |= PARTS[part](Path(folder), sizes)
+    with ExitStack() as opened:
+        if arguments.database == "postgres":
+            server = opened.enter_context(postgres.postgresql())
+            sizes = replace(sizes, new_database=partial(postgres.postgresql_schema, server))
+        for part in arguments.only:
+            print(flush=True)
+            with tempfile.TemporaryDirectory(prefix="bench-gateway-") as folder:
+                result |= PARTS[part](Path(folder), sizes)
     print("\nRESULT " + json.dumps(result))
 
 
@@ -107,13 +141,13 @@ def print_speed(folder: Path, sizes: Sizes) -> _Result:
     direct = medians["direct"]
     _print_speed(medians, direct, absent)
     results = {name: speed.as_result(figures, direct) for name, figures in medians.items()}
-    ours = results.pop("tributary")
+    ours = results.pop(OURS)
     return {
         **{key: ours[key] for key in ("cpu_ms_request", "cpu_ms_stream", "requests_s", "first_byte_p99_ms")},
         "first_byte_p50_ms": ours["first_byte_p50_ms"],
         "streams_s": ours["streams_s"],
         "failed": ours["failed"],
-        "adapted": results.pop("tributary, adapter"),
+        "adapted": results.pop(OURS_ADAPTED),
         "direct": results.pop("direct"),
         "peers": results | {name: {"absent": why} for name, why in absent.items()},
     }
@@ -126,13 +160,14 @@ def _turns(
 
     def ours(model: str) -> Figures:
         loras = {ADAPTED: LORA} if model == ADAPTED else {}
-        gateway = Gateway(folder / model, [upstream.url], database=sizes.database, loras=loras, cores=own)
-        with running(gateway.serve()) as server:
-            figures = speed.measure(
-                gateway.asking(model), upstream, server, seconds=sizes.seconds, cores=others, settled=gateway.drain
-            )
-            assert gateway.gauges().answers > 0, "the metrics are off"
-            return figures
+        with sizes.new_database() as database:
+            gateway = Gateway(folder / model, [upstream.url], database=database, loras=loras, cores=own)
+            with running(gateway.serve()) as server:
+                figures = speed.measure(
+                    gateway.asking(model), upstream, server, seconds=sizes.seconds, cores=others, settled=gateway.drain
+                )
+                assert gateway.gauges().answers > 0, "the metrics are off"
+                return figures
 
     def theirs(peer: Peer) -> Figures:
         with peer.before(upstream.url, MODEL, log=folder / f"{peer.name}.log", cores=own) as (server, asking):
@@ -140,7 +175,7 @@ def _turns(
 
     folder.mkdir(exist_ok=True)
     direct = {"direct": lambda: speed.measure(upstream.asking, upstream, None, seconds=sizes.seconds, cores=others)}
-    own_models = {"tributary": lambda: ours(BASE_ONLY), "tributary, adapter": lambda: ours(ADAPTED)}
+    own_models = {OURS: lambda: ours(BASE_ONLY), OURS_ADAPTED: lambda: ours(ADAPTED)}
     return direct | own_models | {peer.name: lambda peer=peer: theirs(peer) for peer in sizes.peers}
 
 
@@ -154,6 +189,12 @@ def _print_speed(medians: dict[str, Figures], direct: Figures, absent: dict[str,
             f"{figures.streams_s:9,.0f}{figures.first_ms_p50:8.1f}{figures.first_ms_p99:8.1f}"
             f"{p50_ms:8.2f}{p99_ms:8.2f}{figures.failed:7,}"
         )
+    for name, figures in medians.items():
+        if name.startswith(OURS):
+            print(
+                f"{name}: of that CPU, {figures.at_once_ms_request:.3f} ms a chat and {figures.at_once_ms_stream:.3f} "
+                "ms a stream while the load was on, the rest to attribute afterwards"
+            )
     for name, why in absent.items():
         print(f"{name:20} not measured: {why}")
     print(
@@ -164,7 +205,7 @@ def _print_speed(medians: dict[str, Figures], direct: Figures, absent: dict[str,
 
 
 @contextmanager
-def running_upstream(folder: Path, cores: Sequence[int]) -> Any:
+def running_upstream(folder: Path, cores: Sequence[int]) -> Iterator[Upstream]:
     """A server to put gateways before."""
     upstream = Upstream(folder, cores=cores)
     try:
@@ -179,8 +220,8 @@ def running_upstream(folder: Path, cores: Sequence[int]) -> Any:
 def print_memory(folder: Path, sizes: Sizes) -> _Result:
     """Resident memory early and late."""
     own, others = split_cores()
-    with running_upstream(folder, others) as upstream:
-        gateway = Gateway(folder / "memory", [upstream.url], database=sizes.database, cores=own)
+    with running_upstream(folder, others) as upstream, sizes.new_database() as database:
+        gateway = Gateway(folder / "memory", [upstream.url], database=database, cores=own)
         growth = memory.measure(gateway, early=sizes.early, late=sizes.late, cores=others)
     print("Resident memory of the gateway, MiB, one request in ten a stream")
     for requests, size_bytes in (
@@ -198,7 +239,8 @@ def print_faults(folder: Path, sizes: Sizes) -> _Result:
         f"Under fire: {sizes.requests:,} requests, half of them streams, to two engines of which each is killed once;\n"
         "a twentieth of what they do fails, and a tenth of the clients leave"
     )
-    outcome = faults.measure(folder, requests=sizes.requests, cores=split_cores())
+    with sizes.new_database() as database:
+        outcome = faults.measure(folder, requests=sizes.requests, cores=split_cores(), database=database)
     print("\n".join(outcome.lines()), flush=True)
     reconciled = outcome.reconciled
     return {
@@ -213,9 +255,9 @@ def print_faults(folder: Path, sizes: Sizes) -> _Result:
 def print_sharing(folder: Path, sizes: Sizes) -> _Result:
     """A quiet caller beside a flood."""
     own, others = split_cores()
-    with running_upstream(folder, others) as upstream:
+    with running_upstream(folder, others) as upstream, sizes.new_database() as database:
         limits = f"concurrent = {sharing.CONCURRENT}"
-        gateway = Gateway(folder / "sharing", [upstream.url], database=sizes.database, cores=own, limits=limits)
+        gateway = Gateway(folder / "sharing", [upstream.url], database=database, cores=own, limits=limits)
         shared = sharing.measure(gateway, upstream, seconds=3 * sizes.seconds, cores=others)
     print(
         f"{sharing.CONCURRENT} turns; a quiet key, and one with {sharing.FLOOD_CONNECTIONS} connections. Whole answers"
@@ -228,6 +270,41 @@ def print_sharing(folder: Path, sizes: Sizes) -> _Result:
         print(f"{name:20}{outcome.requests_s:10.1f}{p50_ms:10.1f}{p99_ms:10.1f}{failed:10,}")
     print(f"p99 of the quiet key beside the flood: {shared.ratio:.2f} times that alone", flush=True)
     return {"flood_p99_ratio": round(shared.ratio, 3)}
+
+
+# -- a real server -----------------------------------------------------------------------------------------------------
+
+
+def print_vllm(arguments: argparse.Namespace) -> None:
+    """Through the gateway against direct, on a real vLLM server with many LoRAs."""
+    print(f"{machine()}; {vllm.hardware()}")
+    print(
+        f"{arguments.connections} connections, streams of {arguments.tokens} tokens, each from the next LoRA; through\n"
+        "the gateway every answer is committed, and attributed by scoring on the same server at low priority\n"
+    )
+    asked = vllm.Asked(
+        connections=arguments.connections, tokens=arguments.tokens, seconds=arguments.seconds or vllm.SECONDS
+    )
+    with tempfile.TemporaryDirectory(prefix="bench-gateway-") as folder:
+        compared = vllm.measure(
+            Path(folder),
+            arguments.vllm.resolve(),
+            command=shlex.split(arguments.vllm_command),
+            flags=shlex.split(arguments.vllm_flags),
+            counts=arguments.loras,
+            asked=asked,
+        )
+    print(f"{'':8}{'answers/s':>20}{'of':>8}{'first byte p50 ms':>20}{'first byte p99 ms':>20}{'not whole':>14}")
+    print(f"{'LoRAs':8}{'direct':>10}{'through':>10}{'direct':>8}" + f"{'direct':>10}{'through':>10}" * 2, flush=True)
+    for one in compared:
+        direct, through = one.direct, one.through
+        print(
+            f"{one.loras:<8}{direct.requests_s:10.2f}{through.requests_s:10.2f}{one.part:8.1%}"
+            f"{direct.first_ms_at(0.5):10.1f}{through.first_ms_at(0.5):10.1f}"
+            f"{direct.first_ms_at(0.99):10.1f}{through.first_ms_at(0.99):10.1f}"
+            f"{sum(direct.failed.values()):7,}{sum(through.failed.values()):7,}"
+        )
+    print("\nRESULT " + json.dumps({"vllm": [one.as_result() for one in compared]}))
 
 
 PARTS: dict[str, Callable[[Path, Sizes], _Result]] = {

@@ -53,13 +53,20 @@ class Faults:
         yield from self.findings[:5]
 
 
-def measure(folder: Path, *, requests: int, cores: tuple[Sequence[int], Sequence[int]], seed: int = 1) -> Faults:
+def measure(
+    folder: Path,
+    *,
+    requests: int,
+    cores: tuple[Sequence[int], Sequence[int]],
+    database: str | None = None,
+    seed: int = 1,
+) -> Faults:
     """Put a gateway before two engines that fail, fire at all three, and reconcile. cores: its own, and the others."""
     own, others = cores
     failing = ["--fail-rate", str(_FAIL_RATE), "--delay-ms", "5", "--chunk-ms", "1"]
     engines = [Upstream(folder, *failing, "--seed", str(seed + place), cores=others) for place in range(2)]
     try:
-        gateway = Gateway(folder / "faults", [engine.url for engine in engines], cores=own)
+        gateway = Gateway(folder / "faults", [engine.url for engine in engines], database=database, cores=own)
         with running(gateway.serve()):
             seen, left = asyncio.run(_under_fire(gateway.asking(), engines, requests, random.Random(seed)))  # noqa: S311
             gateway.drain()

@@ -60,8 +60,8 @@ class Gauges:
 class Gateway:
     """A gateway in a folder of its own, with a caller who has credit, in front of servers.
 
-    limits: further lines of [limits]. database: an SQLAlchemy URL; None for SQLite in the folder. loras: each answers
-    under its name, beside the base.
+    database: an SQLAlchemy URL; None for SQLite in the folder. loras: each answers under its name, beside the base.
+    limits: further lines of [limits].
     """
 
     def __init__(
@@ -136,10 +136,12 @@ class Gateway:
     def drain(self, *, timeout_s: float = _DRAIN_S) -> None:
         """Return when every request has ended and every answer is attributed. Raises DidNotStart when that never is."""
         deadline_s = time.monotonic() + timeout_s
+        pause_s = 0.05
         while (now := self.gauges()).open_intents or now.backlog:
             if time.monotonic() > deadline_s:
                 raise DidNotStart(f"{now.open_intents} requests are open and {now.backlog} answers wait after all this")
-            time.sleep(0.2)
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, 2)  # a scrape costs processor time too
 
     def run(self, *arguments: str, config: bool = True, may_find: bool = False) -> str:
         """Run one of the gateway's commands; returns what it printed. may_find: status 1 is an answer too."""

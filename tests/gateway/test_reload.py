@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +19,8 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
+from gateway.cli.adapters import pull, register
 from gateway.cli.context import office
-from gateway.cli.material import register_adapter
 from gateway.settings import load
 from gateway.state import Gateway
 from tests.gateway.kit import CONFIG, Site, body, until
@@ -134,7 +136,7 @@ async def test_a_repeat_under_a_key_is_answered_though_its_model_is_gone(site: S
         (DEARER.replace("3.000", "free"), "price.completion"),
         (DEARER + ALIAS.replace("plain", "nobody"), "alias 'stable' leads to 'nobody'"),
         (DEARER.replace("fake-base", "other-base"), "model 'plain' has base 'other-base'"),
-        (DEARER.replace('name = "guide"', 'name = "guide"\nadapter = "none"'), "there is no adapter 'none'"),
+        (DEARER.replace('name = "guide"', 'name = "guide"\nadapter = "none"'), "adapter 'none' is not registered"),
         (
             DEARER.replace('name = "default"', 'name = "default"\ndeveloper = 1'),
             "policy 'default:fake-base' was published as version 1 with other parts",
@@ -203,10 +205,8 @@ async def test_a_new_adapter_is_loaded_before_its_model_is_served_and_a_rejected
     config = CONFIG.replace('name = "guide"', 'name = "guide"\nadapter = "grounded-qa"')
     async with site.serve() as (client, gateway):
         with office(site.config) as o:
-            await asyncio.to_thread(
-                register_adapter, o, site.engine, name="grounded-qa", path=adapter_folder, developer="ada", datasets=[]
-            )
-        site.engine._resident.clear()
+            pulled = pull(o.settings, str(adapter_folder))
+            register(o, pulled, base_digest=None, name="grounded-qa", developer="ada", datasets=())
         site.engine.reject = "it does not fit"
         taken, (logged,) = await reload(site, gateway, config)
         assert (taken, "it does not fit" in logged["error"]) == (False, True)
@@ -222,8 +222,13 @@ async def test_a_new_adapter_is_loaded_before_its_model_is_served_and_a_rejected
 
 
 @pytest.fixture
-def adapter_folder() -> Path:
-    return Path("examples/adapters/grounded-qa").resolve()
+def adapter_folder(tmp_path: Path) -> Path:
+    """The demo's adapter, as if it had been made for the base of the engine here."""
+    folder = tmp_path / "made"
+    shutil.copytree("examples/adapters/grounded-qa", folder)
+    made = folder / "adapter_config.json"
+    made.write_text(json.dumps(json.loads(made.read_text()) | {"base_model_name_or_path": "fake-base"}))
+    return folder
 
 
 async def test_two_at_once_are_taken_one_after_the_other(site: Site) -> None:
