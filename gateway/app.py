@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 
 import structlog
 from fastapi import FastAPI
@@ -35,7 +36,7 @@ from gateway.reload import Reloader
 from gateway.routing.fleet import Fleet
 from gateway.routing.names import Names, Router, compared
 from gateway.routing.replica import OpenEngine
-from gateway.settings import Settings
+from gateway.settings import Settings, SettingsError
 from gateway.shipping import shipping
 from gateway.state import Gateway
 from gateway.sweeper import Sweeper
@@ -75,17 +76,27 @@ def make_engine(settings: Settings) -> Engine | Mapping[str, OpenEngine]:
 
 
 def _vllm_servers(settings: Settings) -> dict[str, OpenEngine]:
-    """The servers by what their addresses say after the scheme: the same in every gateway that shares them."""
-    from gateway.engines.vllm import VllmEngine  # noqa: PLC0415 - takes aiohttp along, which an embedded engine does not
-    from gateway.engines.weights import base_model_directory, model_digest  # noqa: PLC0415
+    """The servers by what their addresses say after the scheme: the same in every gateway that shares them.
 
-    chosen = settings.engine
+    With no address there is one server, which starts when it is opened.
+    """
+    # They take aiohttp along, which a gateway with the embedded engine does not have.
+    from gateway.engines.vllm import ServerSpec, VllmEngine, start  # noqa: PLC0415
+
+    chosen, max_rank = settings.engine, settings.adapters.max_rank
+    model, directory, digest = _vllm_base(settings)
     if not chosen.servers:
-        raise EngineUnavailable('[engine] kind = "vllm" needs servers')
-    directory, digest = None, chosen.digest
-    if digest is None:
-        directory = chosen.model or base_model_directory()
-        digest = model_digest(directory)
+        spec = ServerSpec(
+            command=chosen.command,
+            model=model,
+            served_name=chosen.name,
+            context_tokens=chosen.context_tokens,
+            dtype=chosen.dtype,
+            slots=chosen.slots,
+            max_rank=max_rank,
+            arguments=chosen.arguments,
+        )
+        return {"vllm": lambda: start(spec, base_model=chosen.name, base_digest=digest, model_directory=directory)}
     api_key = chosen.api_key.get_secret_value() if chosen.api_key else None
 
     def opening(url: str) -> OpenEngine:
@@ -95,7 +106,7 @@ def _vllm_servers(settings: Settings) -> dict[str, OpenEngine]:
             base_digest=digest,
             dtype=chosen.dtype,
             model_directory=directory,
-            max_rank=settings.adapters.max_rank,
+            max_rank=max_rank,
             api_key=api_key,
             priorities=chosen.priorities,
         )
@@ -103,8 +114,30 @@ def _vllm_servers(settings: Settings) -> dict[str, OpenEngine]:
     return {url.partition("://")[2].rstrip("/"): opening(url) for url in chosen.servers}
 
 
+def _vllm_base(settings: Settings) -> tuple[str, Path | None, str]:
+    """The base model as vLLM is to call it, its folder where it is at hand, and the SHA-256 hex of its weights."""
+    from gateway.engines.weights import base_model_directory, model_digest  # noqa: PLC0415
+
+    chosen = settings.engine
+    model = chosen.model or (None if chosen.digest else base_model_directory())
+    if model is None:
+        if not chosen.servers:
+            raise SettingsError("engine.model: say what vLLM is to serve")
+        return chosen.name, None, chosen.digest or ""
+    if model.is_dir():
+        digest = model_digest(model)
+        if chosen.digest not in (None, digest):
+            raise SettingsError(f"engine.digest: the weights in {model} have {digest}")
+        return str(model), model, digest
+    if chosen.digest is None:
+        raise SettingsError(f"engine.digest: {model} is no folder here, so give the SHA-256 of its weights")
+    return str(model), None, chosen.digest
+
+
 async def open_one(settings: Settings) -> Engine:
     """The engine that the settings name, or the first of its replicas that answers. Raises EngineUnavailable."""
+    if settings.engine.kind == "vllm" and not settings.engine.servers:
+        raise EngineUnavailable("the vLLM server is the gateway's own, and stops with it")
     made = await asyncio.to_thread(make_engine, settings)
     if not isinstance(made, Mapping):
         return made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -23,7 +24,7 @@ from gateway.cli.context import DEFAULT_CONFIG, ConfigOption, JsonOption, out, p
 from gateway.cli.workers import Lifeline, run_workers, worker_settings
 from gateway.database import Database, DatabaseError
 from gateway.observe import configure_logging
-from gateway.settings import AUTO, LogSection, Settings, load
+from gateway.settings import AUTO, ENVIRONMENT_PREFIX, LogSection, Settings, load
 from ledger_client import Log, Signer
 
 log = structlog.get_logger(__name__)
@@ -84,8 +85,16 @@ def serve(
     config: ConfigOption = DEFAULT_CONFIG,
     host: Annotated[str | None, typer.Option(help="Overrides [server] host.")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Overrides [server] port.")] = None,
+    engine: Annotated[str | None, typer.Option(help="Overrides [engine] kind: embedded or vllm.")] = None,
+    model: Annotated[str | None, typer.Option(help="Overrides [engine] model: a folder, or a name vLLM knows.")] = None,
 ) -> None:
     """Run the gateway until it is told to stop; then finish and meter what is being answered."""
+    # By way of the environment, which wins over the file, also when it is read again, and which workers inherit.
+    if engine is not None:
+        os.environ[f"{ENVIRONMENT_PREFIX}ENGINE__KIND"] = engine
+    if model is not None:
+        here = Path(model).absolute()
+        os.environ[f"{ENVIRONMENT_PREFIX}ENGINE__MODEL"] = str(here) if here.exists() else model
 
     def read() -> Settings:
         return load(config)
