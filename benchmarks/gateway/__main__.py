@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from benchmarks.gateway import faults, memory, speed
+from benchmarks.gateway import faults, memory, sharing, speed
 from benchmarks.gateway.ours import ADAPTED, BASE_ONLY, LORA, Gateway
 from benchmarks.gateway.peers import PEERS, Peer, PeerAbsent
 from benchmarks.gateway.processes import running, split_cores
@@ -28,6 +28,8 @@ KEYS = (
     "memory_growth",
     "peers",
 )
+
+OURS, OURS_ADAPTED = "tributary", "tributary, adapter"
 
 _Result: TypeAlias = dict[str, Any]
 
@@ -107,13 +109,13 @@ def print_speed(folder: Path, sizes: Sizes) -> _Result:
     direct = medians["direct"]
     _print_speed(medians, direct, absent)
     results = {name: speed.as_result(figures, direct) for name, figures in medians.items()}
-    ours = results.pop("tributary")
+    ours = results.pop(OURS)
     return {
         **{key: ours[key] for key in ("cpu_ms_request", "cpu_ms_stream", "requests_s", "first_byte_p99_ms")},
         "first_byte_p50_ms": ours["first_byte_p50_ms"],
         "streams_s": ours["streams_s"],
         "failed": ours["failed"],
-        "adapted": results.pop("tributary, adapter"),
+        "adapted": results.pop(OURS_ADAPTED),
         "direct": results.pop("direct"),
         "peers": results | {name: {"absent": why} for name, why in absent.items()},
     }
@@ -140,7 +142,7 @@ def _turns(
 
     folder.mkdir(exist_ok=True)
     direct = {"direct": lambda: speed.measure(upstream.asking, upstream, None, seconds=sizes.seconds, cores=others)}
-    own_models = {"tributary": lambda: ours(BASE_ONLY), "tributary, adapter": lambda: ours(ADAPTED)}
+    own_models = {OURS: lambda: ours(BASE_ONLY), OURS_ADAPTED: lambda: ours(ADAPTED)}
     return direct | own_models | {peer.name: lambda peer=peer: theirs(peer) for peer in sizes.peers}
 
 
@@ -154,6 +156,12 @@ def _print_speed(medians: dict[str, Figures], direct: Figures, absent: dict[str,
             f"{figures.streams_s:9,.0f}{figures.first_ms_p50:8.1f}{figures.first_ms_p99:8.1f}"
             f"{p50_ms:8.2f}{p99_ms:8.2f}{figures.failed:7,}"
         )
+    for name, figures in medians.items():
+        if name.startswith(OURS):
+            print(
+                f"{name}: of that CPU, {figures.at_once_ms_request:.3f} ms a chat and {figures.at_once_ms_stream:.3f} "
+                "ms a stream while the load was on, the rest to attribute afterwards"
+            )
     for name, why in absent.items():
         print(f"{name:20} not measured: {why}")
     print(
@@ -210,10 +218,31 @@ def print_faults(folder: Path, sizes: Sizes) -> _Result:
     }
 
 
+def print_sharing(folder: Path, sizes: Sizes) -> _Result:
+    """A quiet caller beside a flood."""
+    own, others = split_cores()
+    with running_upstream(folder, others) as upstream:
+        limits = f"concurrent = {sharing.CONCURRENT}"
+        gateway = Gateway(folder / "sharing", [upstream.url], database=sizes.database, cores=own, limits=limits)
+        shared = sharing.measure(gateway, upstream, seconds=3 * sizes.seconds, cores=others)
+    print(
+        f"{sharing.CONCURRENT} turns; a quiet key, and one with {sharing.FLOOD_CONNECTIONS} connections. Whole answers"
+    )
+    print(f"{'':20}{'answers/s':>10}{'p50 ms':>10}{'p99 ms':>10}{'not whole':>10}")
+    rows = {"quiet, alone": shared.alone, "quiet, beside flood": shared.beside, "flood": shared.flood}
+    for name, outcome in rows.items():
+        failed = sum(outcome.failed.values())
+        p50_ms, p99_ms = outcome.total_ms_at(0.5), outcome.total_ms_at(0.99)
+        print(f"{name:20}{outcome.requests_s:10.1f}{p50_ms:10.1f}{p99_ms:10.1f}{failed:10,}")
+    print(f"p99 of the quiet key beside the flood: {shared.ratio:.2f} times that alone", flush=True)
+    return {"flood_p99_ratio": round(shared.ratio, 3)}
+
+
 PARTS: dict[str, Callable[[Path, Sizes], _Result]] = {
     "speed": print_speed,
     "memory": print_memory,
     "faults": print_faults,
+    "sharing": print_sharing,
 }
 
 if __name__ == "__main__":

@@ -56,6 +56,10 @@ class Outcome:
         """Answers a second."""
         return self.answered / self.seconds
 
+    def total_ms_at(self, part: float) -> float:
+        """A quantile of the time to the last byte."""
+        return quantile(self.total_ms, part)
+
     def first_ms_at(self, part: float) -> float:
         """A quantile of the time to the first byte of the body."""
         return quantile(self.first_ms, part)

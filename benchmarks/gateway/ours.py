@@ -35,6 +35,7 @@ servers = {servers}
 
 [limits]
 default_max_tokens = 64
+{limits}
 
 [[policies]]
 name = "default"
@@ -59,7 +60,8 @@ class Gauges:
 class Gateway:
     """A gateway in a folder of its own, with a caller who has credit, in front of servers.
 
-    database: an SQLAlchemy URL; None for SQLite in the folder. loras: each answers under its name, beside the base.
+    limits: further lines of [limits]. database: an SQLAlchemy URL; None for SQLite in the folder. loras: each answers
+    under its name, beside the base.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Gateway:
         database: str | None = None,
         loras: Mapping[str, Path] | None = None,
         cores: Sequence[int] = (),
+        limits: str = "",
     ) -> None:
         self.config = folder / "tributary.toml"
         self._folder = folder
@@ -81,6 +84,7 @@ class Gateway:
             "database": database or "sqlite:///tributary.db",
             "base": BASE,
             "servers": json.dumps(list(servers)),
+            "limits": limits,
         }
         config = _CONFIG.format(**settings) + _MODEL.format(name=BASE_ONLY, base=BASE)
         self.config.write_text(config)
@@ -92,17 +96,22 @@ class Gateway:
             self.run("adapter", "add", name, str(lora), "--base", BASE, "--developer", "maker", "--unproven")
             config += _MODEL.format(name=name, base=BASE) + f'adapter = "{name}"\n'
         self.config.write_text(config)
-        told = self.run("key", "create", "--role", "caller", "--name", "bench", "--credit", "1000000", "--json")
-        self._key: str = json.loads(told)["key"]
+        self._key = self.new_key("bench")
 
     @property
     def url(self) -> str:
         """Where it serves."""
         return f"http://127.0.0.1:{self._port}"
 
-    def asking(self, model: str = BASE_ONLY) -> Asking:
-        """How its caller asks for a model."""
-        return Asking(url=self.url, model=model, key=self._key)
+    def new_key(self, name: str) -> str:
+        """Make a caller with credit; returns its key."""
+        told = self.run("key", "create", "--role", "caller", "--name", name, "--credit", "1000000", "--json")
+        key: str = json.loads(told)["key"]
+        return key
+
+    def asking(self, model: str = BASE_ONLY, key: str | None = None) -> Asking:
+        """How a caller, by default its first, asks for a model."""
+        return Asking(url=self.url, model=model, key=key or self._key)
 
     def serve(self) -> Server:
         """Start it, and return once it serves."""
@@ -127,10 +136,12 @@ class Gateway:
     def drain(self, *, timeout_s: float = _DRAIN_S) -> None:
         """Return when every request has ended and every answer is attributed. Raises DidNotStart when that never is."""
         deadline_s = time.monotonic() + timeout_s
+        pause_s = 0.05
         while (now := self.gauges()).open_intents or now.backlog:
             if time.monotonic() > deadline_s:
                 raise DidNotStart(f"{now.open_intents} requests are open and {now.backlog} answers wait after all this")
-            time.sleep(0.2)
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, 2)  # a scrape costs processor time too
 
     def run(self, *arguments: str, config: bool = True, may_find: bool = False) -> str:
         """Run one of the gateway's commands; returns what it printed. may_find: status 1 is an answer too."""

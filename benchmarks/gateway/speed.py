@@ -26,7 +26,8 @@ class Figures:
     cpu_ms_request, cpu_ms_stream: processor time of all its processes for a chat of 0.4 KB, and for a stream of 64
     chunks that the server sends in one burst. requests_s, streams_s: answers a second to 32 connections that ask as
     fast as they are answered. first_ms: to the first byte of a paced stream, 32 at a time, at the median and at the
-    99th percentile. failed: answers that were not whole.
+    99th percentile. failed: answers that were not whole. at_once_ms: of the processor time, what was spent while the
+    load was on; the rest went into what the answers left behind.
     """
 
     cpu_ms_request: float
@@ -35,6 +36,8 @@ class Figures:
     streams_s: float
     first_ms_p50: float
     first_ms_p99: float
+    at_once_ms_request: float
+    at_once_ms_stream: float
     failed: int = 0
 
     def over(self, direct: Figures) -> tuple[float, float]:
@@ -56,22 +59,26 @@ def measure(
     settled: returns when the work that the answers left behind is done; its processor time counts too.
     """
 
-    def cpu_and(load: Load) -> tuple[Outcome, float]:
+    def spent(load: Load) -> tuple[Outcome, float, float]:
+        """What came of it, and processor time in milliseconds an answer: until all is done, and at once."""
         run(Load(**vars(load) | {"seconds": min(WARM_UP_S, seconds)}))
         settled()
-        before_s = server.cpu_s() if server else 0.0
+        looks_s = [server.cpu_s() if server else 0.0]
         outcome = run(load)
+        looks_s.append(server.cpu_s() if server else 0.0)
         settled()
-        spent_s = server.cpu_s() - before_s if server else 0.0
-        return outcome, spent_s * 1000 / outcome.answered if outcome.answered else float("nan")
+        looks_s.append(server.cpu_s() if server else 0.0)
+        at_once_s, in_all_s = looks_s[1] - looks_s[0], looks_s[2] - looks_s[0]
+        answered = outcome.answered or float("nan")
+        return outcome, in_all_s * 1000 / answered, at_once_s * 1000 / answered
 
     burst = Load(asking=asking, connections=CONNECTIONS, seconds=seconds, cores=tuple(cores))
     upstream.pace(delay_ms=0, chunk_ms=0)
-    chats, cpu_ms_request = cpu_and(burst)
-    streams, cpu_ms_stream = cpu_and(Load(**vars(burst) | {"stream_every": 1}))
+    chats, cpu_ms_request, at_once_ms_request = spent(burst)
+    streams, cpu_ms_stream, at_once_ms_stream = spent(Load(**vars(burst) | {"stream_every": 1}))
     upstream.pace(delay_ms=PACED_DELAY_MS, chunk_ms=PACED_CHUNK_MS)
     slow = {"asking": replace(asking, max_tokens=PACED_TOKENS), "seconds": 2 * seconds, "pause_ms": PACED_PAUSE_MS}
-    paced, _ = cpu_and(Load(**vars(burst) | slow | {"stream_every": 1}))
+    paced, _, _ = spent(Load(**vars(burst) | slow | {"stream_every": 1}))
     return Figures(
         cpu_ms_request=cpu_ms_request,
         requests_s=chats.requests_s,
@@ -79,6 +86,8 @@ def measure(
         streams_s=streams.requests_s,
         first_ms_p50=paced.first_ms_at(0.5),
         first_ms_p99=paced.first_ms_at(0.99),
+        at_once_ms_request=at_once_ms_request,
+        at_once_ms_stream=at_once_ms_stream,
         failed=sum(sum(outcome.failed.values()) for outcome in (chats, streams, paced)),
     )
 

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from gateway.api.described import ResponseReply, charged
 from gateway.api.models import answer_headers, resolve
 from gateway.api.repeats import REPLAYED, asked_before, takes_once
-from gateway.api.requests import parse, read_document
+from gateway.api.requests import UNSUPPORTED, parse, read_document
 from gateway.api.responses_requests import ResponsesRequest
 from gateway.api.responses_shapes import ResponseWriter
 from gateway.api.wire import EventStream
@@ -91,7 +91,7 @@ def _question(gateway: Gateway, body: ResponsesRequest, messages: tuple[Message,
 
 def _unsupported(field: str, model: ServedModel) -> BadRequestError:
     message = f"{field}: the engine of model {model.name!r} does not support this"
-    return BadRequestError(message, field, "unsupported_parameter")
+    return BadRequestError(message, field, UNSUPPORTED)
 
 
 def _writer(request_id: str, said: Said, body: ResponsesRequest) -> ResponseWriter:

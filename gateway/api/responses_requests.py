@@ -11,24 +11,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Discriminator, Field, StrictInt, Tag, model_validator
 
-from gateway.api.messages import (
-    DESCRIPTION_MAX,
-    TOOLS_MAX,
-    Body,
-    FunctionName,
-    Identifier,
-    JsonSchema,
-    Nothing,
-    Text,
-    misfit,
-)
+from gateway.api.messages import TOOLS_MAX, Body, FunctionName, Identifier, JsonSchema, Nothing, Text, misfit
 from gateway.api.requests import (
+    UNSUPPORTED,
     AttributionOptions,
-    Corpora,
     Label,
-    Metadata,
     ModelName,
-    ServiceTier,
     StreamOptions,
     TokenCount,
 )
@@ -147,7 +135,7 @@ class FunctionTool(Body):
 
     type: Literal["function"]
     name: FunctionName
-    description: Annotated[str, Field(max_length=DESCRIPTION_MAX)] | None = None
+    description: Annotated[str, Field(max_length=16_384)] | None = None
     parameters: JsonSchema | None = None
     strict: bool | None = None
 
@@ -170,8 +158,8 @@ class JsonSchemaFormat(Body):
 
     type: Literal["json_schema"]
     name: FunctionName
+    description: Annotated[str, Field(max_length=16_384)] | None = None
     schema_: JsonSchema = Field(alias="schema")
-    description: Annotated[str, Field(max_length=DESCRIPTION_MAX)] | None = None
     strict: bool | None = None
 
 
@@ -219,10 +207,12 @@ class ResponsesRequest(Body):
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    metadata: Metadata | None = None
+    metadata: Annotated[dict[Annotated[str, Field(max_length=64)], Label], Field(max_length=16)] | None = None
     truncation: Literal["disabled"] | None = None
     attribution: AttributionOptions | None = None
-    corpora: Corpora | None = Field(default=None, description="of the served model's corpora, those to search")
+    corpora: Annotated[list[Annotated[str, Field(max_length=64)]], Field(max_length=64)] | None = Field(
+        default=None, description="of the served model's corpora, those to search"
+    )
     top_k: Annotated[StrictInt, Field(ge=1, le=32)] | None = Field(default=None, description="passages to read")
     # Refused with a reason, in `refuse_what_is_not_here`, where they would have an effect.
     previous_response_id: Ignored = None
@@ -234,12 +224,12 @@ class ResponsesRequest(Body):
     moderation: Ignored = None
     reasoning: dict[str, Any] | None = None
     # Taken so that clients which send them work; they change nothing about an answer.
-    user: Label | None = None
-    service_tier: ServiceTier | None = None
-    safety_identifier: Label | None = None
-    prompt_cache_key: Label | None = None
-    prompt_cache_retention: Label | None = None
-    max_tool_calls: StrictInt | None = None  # counts OpenAI's own tools, of which there are none
+    user: Ignored = None
+    service_tier: Ignored = None
+    safety_identifier: Ignored = None
+    prompt_cache_key: Ignored = None
+    prompt_cache_retention: Ignored = None
+    max_tool_calls: Ignored = None  # counts OpenAI's own tools, of which there are none
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
@@ -261,7 +251,7 @@ class ResponsesRequest(Body):
         for name, reason in REFUSED.items():
             value = getattr(self, name)
             if any(value.values()) if isinstance(value, dict) else value:
-                raise BadRequestError(f"{name}: {reason}", name, "unsupported_parameter")
+                raise BadRequestError(f"{name}: {reason}", name, UNSUPPORTED)
 
     @property
     def repeated(self) -> dict[str, Any]:
@@ -327,7 +317,8 @@ class ResponsesRequest(Body):
                 found["parallel_tool_calls"] = False
         if LOGPROBS in (self.include or ()):
             found["logprobs"] = True
-            found["top_logprobs"] = self.top_logprobs or 0
+            if self.top_logprobs:
+                found["top_logprobs"] = self.top_logprobs
         wanted = self.text.format if self.text else None
         if isinstance(wanted, JsonSchemaFormat):
             schema = wanted.model_dump(by_alias=True, exclude_none=True, exclude={"type"})

@@ -8,7 +8,7 @@ from enum import Enum
 
 
 class State(Enum):
-    """closed: requests pass. open: none does. half-open: one at a time passes, and its end decides."""
+    """closed: requests pass. open: none does. half-open: one passes, and how it ends decides."""
 
     CLOSED = "closed"
     HALF_OPEN = "half_open"
@@ -29,10 +29,13 @@ class BreakerLimits:
 
 
 class Breaker:
-    """Counts failures in a row. Whoever was let in by `admit` says how it ended, exactly once.
+    """Counts failures in a row; each time that it opens again without a success between, it stays open twice as long.
 
-    clock: seconds that only grow. spread: factor between 0.5 and 1 on each wait, so that breakers that opened together
-    do not ask together.
+    Whoever is admitted gets the number of the round, and says with it how it went. What was admitted in an earlier
+    round says nothing about now, and is not counted.
+
+    clock: seconds that only grow. spread: a factor above 0 on each wait, so that breakers which opened together do not
+    ask together.
     """
 
     def __init__(
@@ -41,8 +44,9 @@ class Breaker:
         self._limits = limits
         self._clock = clock
         self._spread = spread
+        self._round = 0
         self._failures = 0
-        self._openings = 0  # since the last success; the wait doubles with each
+        self._openings = 0  # since the last success
         self._open_until_s: float | None = None  # None while closed
         self._probing = False
 
@@ -58,32 +62,47 @@ class Breaker:
         """Whether `admit` would let a request in."""
         return self.state is State.CLOSED or (self.state is State.HALF_OPEN and not self._probing)
 
-    def admit(self) -> None:
-        """Let a request in; in the half-open state it is the one that decides."""
+    def admit(self) -> int:
+        """Let a request in, and return the round that it belongs to."""
         if not self.admits:
             raise RuntimeError("the breaker admits nothing now")
         self._probing = self.state is State.HALF_OPEN
+        return self._round
 
-    def succeeded(self) -> None:
-        """What was let in went well. A straggler from before the breaker opened says nothing about now."""
-        if self.state is not State.OPEN:
+    def began(self, admitted: int) -> None:
+        """An answer began: enough for a half-open breaker to close, and for a closed one not yet a success."""
+        if admitted == self._round and self.state is State.HALF_OPEN:
             self.reset()
 
-    def failed(self) -> None:
-        """What was let in failed."""
+    def succeeded(self, admitted: int) -> None:
+        """All went well."""
+        if admitted == self._round:
+            self.reset()
+
+    def failed(self, admitted: int) -> None:
+        """It failed."""
+        if admitted != self._round:
+            return
         self._failures += 1
-        if self.state is State.HALF_OPEN or (self.state is State.CLOSED and self._failures >= self._limits.failures):
+        if self.state is not State.CLOSED or self._failures >= self._limits.failures:
             wait_s = min(self._limits.first_s * 2.0 ** min(self._openings, 32), self._limits.limit_s)
             self._open_until_s = self._clock() + wait_s * self._spread()
             self._openings += 1
-        self._probing = False
+            self._next_round()
 
-    def abandoned(self) -> None:
-        """What was let in ended without a verdict: its caller left."""
-        self._probing = False
+    def abandoned(self, admitted: int) -> None:
+        """It ended without saying anything: its caller left."""
+        if admitted == self._round:
+            self._probing = False
 
     def reset(self) -> None:
         """Begin anew: it answered, or is another process than the one that failed."""
+        if self._open_until_s is not None:
+            self._open_until_s = None
+            self._next_round()
         self._failures = self._openings = 0
-        self._open_until_s = None
+
+    def _next_round(self) -> None:
+        self._round += 1
+        self._failures = 0
         self._probing = False

@@ -27,7 +27,9 @@ class Residency:
         self._slots = dict(slots)
         self._memory = memory
         self._pinned = frozenset(pinned)
-        self._held: dict[str, dict[str, bool]] = {replica: {} for replica in slots}  # adapter → whether it is loaded
+        # For each replica: adapter → the number of its load, 0 until it has ended.
+        self._held: dict[str, dict[str, int]] = {replica: {} for replica in slots}
+        self._loads = 0
         self._in_flight: Counter[tuple[str, str]] = Counter()
         self._uses = 0
         # log2 of the sum over an adapter's uses of 2^(use / memory): all decay alike, so their order needs no clock.
@@ -39,13 +41,14 @@ class Residency:
         """Replicas that hold the adapter, or are loading it."""
         return [replica for replica, held in self._held.items() if adapter in held]
 
-    def loaded(self, replica: str, adapter: str) -> bool:
-        """Whether the replica holds the adapter, load and all."""
-        return self._held[replica].get(adapter, False)
+    def loaded(self, replica: str, adapter: str) -> int:
+        """The number of the load by which the replica holds the adapter; 0 while it does not."""
+        return self._held[replica].get(adapter, 0)
 
     def resident(self, replica: str) -> frozenset[str]:
-        """Adapters that the replica has loaded."""
-        return frozenset(adapter for adapter, loaded in self._held[replica].items() if loaded)
+        """Adapters that the replica has loaded. Any thread may ask."""
+        held = tuple(self._held[replica].items())
+        return frozenset(adapter for adapter, load in held if load)
 
     def in_flight(self, replica: str, adapter: str) -> int:
         """Requests that need the adapter on the replica now."""
@@ -58,11 +61,12 @@ class Residency:
 
     def loading(self, replica: str) -> int:
         """How many adapters are being loaded onto the replica."""
-        return sum(not loaded for loaded in self._held[replica].values())
+        return sum(not load for load in self._held[replica].values())
 
     def share(self, adapter: str) -> float:
         """The adapter's part of the uses that a full memory holds, from 0 to 1: too little at first, never too much."""
-        return float(2.0 ** (self._rank(adapter) - self._uses / self._memory) * (1 - 2.0 ** (-1 / self._memory)))
+        remembered = math.exp2(self._rank(adapter) - self._uses / self._memory)
+        return remembered * (1 - math.exp2(-1 / self._memory))
 
     def victim_rank(self, replica: str) -> float:
         """How warm the adapter is that would make room on the replica; -inf where a slot is free, inf without room."""
@@ -79,7 +83,7 @@ class Residency:
         self._uses += 1
         now = self._uses / self._memory
         high, low = max(self._rank(adapter), now), min(self._rank(adapter), now)
-        self._heat[adapter] = high + math.log2(1 + 2.0 ** (low - high))
+        self._heat[adapter] = high + math.log2(1 + math.exp2(low - high))
 
     def end(self, replica: str, adapter: str) -> None:
         """The request is over."""
@@ -99,17 +103,18 @@ class Residency:
             raise NoRoomError(f"all {len(held)} adapters on {replica} are in use")
         for evicted in idle[:excess]:
             del held[evicted]
-        held[adapter] = False
+        held[adapter] = 0
         return idle[:excess]
 
     def load_ended(self, replica: str, adapter: str) -> None:
         """The adapter is loaded, and takes work."""
-        if adapter in self._held[replica]:
-            self._held[replica][adapter] = True
+        if self._held[replica].get(adapter) == 0:
+            self._held[replica][adapter] = self._next_load()
 
-    def drop(self, replica: str, adapter: str) -> None:
-        """The replica does not hold the adapter: its load failed, or it was taken out."""
-        self._held[replica].pop(adapter, None)
+    def drop(self, replica: str, adapter: str, load: int = 0) -> None:
+        """The replica does not hold the adapter by that load: it has lost it, or, for 0, the load failed."""
+        if self._held[replica].get(adapter) == load:
+            del self._held[replica][adapter]
 
     def clear(self, replica: str) -> None:
         """The replica holds nothing: it is gone."""
@@ -118,16 +123,20 @@ class Residency:
     def reconcile(self, replica: str, resident: frozenset[str]) -> None:
         """Believe what the replica says that it has loaded. What is being loaded here is not decided yet."""
         held = self._held[replica]
-        for adapter in [adapter for adapter, loaded in held.items() if loaded and adapter not in resident]:
+        for adapter in [adapter for adapter, load in held.items() if load and adapter not in resident]:
             del held[adapter]
         for adapter in resident:
-            held[adapter] = True
+            held[adapter] = held.get(adapter) or self._next_load()
 
     def forget(self, adapter: str) -> None:
         """The adapter is nobody's any more."""
         for held in self._held.values():
             held.pop(adapter, None)
         self._heat.pop(adapter, None)
+
+    def _next_load(self) -> int:
+        self._loads += 1
+        return self._loads
 
     def _may_go(self, replica: str, adapter: str) -> bool:
         return adapter not in self._pinned and not self._in_flight[replica, adapter]

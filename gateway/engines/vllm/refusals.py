@@ -55,12 +55,11 @@ class Refusal:
     def _prompt_tokens(self, context_tokens: int) -> int | None:
         """How long a prompt was that did not fit; None where that is not what was wrong.
 
-        A prompt that leaves no room for an answer is told as an answer of no tokens, which nobody asks for.
+        A prompt that leaves no room for an answer is told as one whose answer may have no tokens.
         """
-        found = _VALUE.search(self.message)
-        value = int(found[1]) if found else None
-        if self.param == "max_tokens" and value == 0:
+        if self.param == "max_tokens":
             return context_tokens
         if self.param == "input_tokens":
-            return max(value or 0, context_tokens)
+            found = _VALUE.search(self.message)
+            return max(int(found[1]) if found else 0, context_tokens)
         return None
