@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any
+from functools import partial
 
 import structlog
 from fastapi import FastAPI
@@ -14,23 +14,27 @@ from fastapi import FastAPI
 import attribution
 from gateway import answers, errors
 from gateway.adapter_store import AdapterStore
+from gateway.adapters import Adapter
 from gateway.admission import Admission
 from gateway.api import answers as answer_routes
 from gateway.api import contributors, feedback, models, openai, operations, payouts, responses, transparency
-from gateway.api.requests import body_schemas
+from gateway.api.described import describe
 from gateway.api.responses_requests import ResponsesRequest
 from gateway.auth import KeyRing
-from gateway.catalogue import Catalogue, publish
+from gateway.catalogue import Catalogue, offered, publish
 from gateway.database import Database
 from gateway.embeddings import Embeddings
-from gateway.engines import Engine
+from gateway.engines import Engine, EngineUnavailable
 from gateway.fairness import Turns
 from gateway.metrics import LedgerState, Metrics
 from gateway.observe import Observed
 from gateway.pipeline import Pipeline
 from gateway.published import Published
 from gateway.registry import Registry, RegistryError
+from gateway.reload import Reloader
+from gateway.routing.fleet import Fleet
 from gateway.routing.names import Names, Router, compared
+from gateway.routing.replica import OpenEngine
 from gateway.settings import Settings
 from gateway.shipping import shipping
 from gateway.state import Gateway
@@ -46,12 +50,15 @@ log = structlog.get_logger(__name__)
 # How often the queue is looked into for what another process put there: an operator's retry, another worker's answer.
 ALONE_POLL_S = 30.0
 SHARED_POLL_S = 0.5
-MakeEngine = Callable[[Settings], Engine]
+# One engine, or replicas that make a fleet, by name: each is opened by calling it.
+MakeEngine = Callable[[Settings], Engine | Mapping[str, OpenEngine]]
 MakeEmbedder = Callable[[Settings], Embedder]
 
 
-def make_engine(settings: Settings) -> Engine:
-    """The engine that the settings name."""
+def make_engine(settings: Settings) -> Engine | Mapping[str, OpenEngine]:
+    """The engine that the settings name. Reads gigabytes the first time, so not on an event loop."""
+    if settings.engine.kind == "vllm":
+        return _vllm_servers(settings)
     # These import PyTorch, which a gateway in front of other engines does not have.
     from gateway.engines.embedded import EmbeddedEngine  # noqa: PLC0415
     from gateway.engines.weights import base_model_directory  # noqa: PLC0415
@@ -65,6 +72,49 @@ def make_engine(settings: Settings) -> Engine:
         device=chosen.device,
         threads=chosen.threads,
     )
+
+
+def _vllm_servers(settings: Settings) -> dict[str, OpenEngine]:
+    """The servers by what their addresses say after the scheme: the same in every gateway that shares them."""
+    from gateway.engines.vllm import VllmEngine  # noqa: PLC0415 - takes aiohttp along, which an embedded engine does not
+    from gateway.engines.weights import base_model_directory, model_digest  # noqa: PLC0415
+
+    chosen = settings.engine
+    if not chosen.servers:
+        raise EngineUnavailable('[engine] kind = "vllm" needs servers')
+    directory, digest = None, chosen.digest
+    if digest is None:
+        directory = chosen.model or base_model_directory()
+        digest = model_digest(directory)
+    api_key = chosen.api_key.get_secret_value() if chosen.api_key else None
+
+    def opening(url: str) -> OpenEngine:
+        return lambda: VllmEngine.open(
+            url,
+            base_model=chosen.name,
+            base_digest=digest,
+            dtype=chosen.dtype,
+            model_directory=directory,
+            max_rank=settings.adapters.max_rank,
+            api_key=api_key,
+            priorities=chosen.priorities,
+        )
+
+    return {url.partition("://")[2].rstrip("/"): opening(url) for url in chosen.servers}
+
+
+async def open_one(settings: Settings) -> Engine:
+    """The engine that the settings name, or the first of its replicas that answers. Raises EngineUnavailable."""
+    made = await asyncio.to_thread(make_engine, settings)
+    if not isinstance(made, Mapping):
+        return made
+    error = EngineUnavailable("there is no server")
+    for open_engine in made.values():
+        try:
+            return await open_engine()
+        except EngineUnavailable as unavailable:
+            error = unavailable
+    raise error
 
 
 def make_embedder(_settings: Settings) -> Embedder:
@@ -111,14 +161,18 @@ async def _opened(
     try:
         require_signer(database, ledger, signer, settings.log.origin)
         await asyncio.wrap_future(committer.submit(lambda t: _void_what_a_crash_left(t, books, settings.server.id)))
-        catalogue = await asyncio.wrap_future(committer.submit(lambda t: publish(t, settings, registry, books)))
-        running = await asyncio.to_thread(engine, settings)
-        metrics = Metrics(lambda: _ledger_state(database, ledger, running, settings))
-        await _load_adapters(running, catalogue, make_adapter_store(settings), metrics)
+        catalogue = await asyncio.wrap_future(committer.submit(lambda t: _publish(t, settings, registry, books)))
         embedding = embedder(settings)
-        router = Router(
-            Names.of(catalogue, settings, await asyncio.to_thread(compared, settings, embedding)), embedding
-        )
+        vectors = await asyncio.to_thread(compared, settings, embedding)
+        metrics = Metrics(lambda: _ledger_state(database, ledger, running, settings))
+        running = await _running(await asyncio.to_thread(engine, settings), settings, metrics)
+        load = partial(_load_adapters, running, make_adapter_store(settings), metrics)
+        try:
+            await load(catalogue.adapters)
+        except BaseException:
+            await running.close()
+            raise
+        router = Router(Names.of(catalogue, settings, vectors), embedding)
         retriever = Retriever(settings.retrieval.index_file, embedding)
         transactions = Transactions(database, committer, metrics)
         await transactions.read(retriever.sync)
@@ -164,6 +218,16 @@ async def _opened(
                     books=books,
                     registry=registry,
                     router=router,
+                    reloader=Reloader(
+                        settings=settings,
+                        transactions=transactions,
+                        books=books,
+                        registry=registry,
+                        load=load,
+                        embedder=embedding,
+                        router=router,
+                        metrics=metrics,
+                    ),
                     engine=running,
                     metrics=metrics,
                     pipeline=pipeline,
@@ -213,14 +277,7 @@ def create_app(
     for routes in routers:
         app.include_router(routes.router)
     app.add_middleware(Observed)
-    described = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        document = described()
-        document["components"]["schemas"] |= body_schemas(ResponsesRequest)
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign]
+    describe(app, ResponsesRequest)
     return app
 
 
@@ -230,15 +287,27 @@ def _void_what_a_crash_left(transaction: Transaction, books: Books, gateway_id: 
         books.void(transaction, intent, "the gateway stopped before the answer was metered")
 
 
-async def _load_adapters(engine: Engine, catalogue: Catalogue, store: AdapterStore, metrics: Metrics) -> None:
-    for adapter in {model.adapter.digest: model.adapter for model in catalogue if model.adapter}.values():
+def _publish(transaction: Transaction, settings: Settings, registry: Registry, books: Books) -> Catalogue:
+    return publish(transaction, settings, offered(transaction.connection, settings, registry), books)
+
+
+async def _running(made: Engine | Mapping[str, OpenEngine], settings: Settings, metrics: Metrics) -> Engine:
+    if isinstance(made, Mapping):
+        return await Fleet.open(made, slots=settings.engine.slots, watch=metrics.fleet)
+    return made
+
+
+async def _load_adapters(engine: Engine, store: AdapterStore, metrics: Metrics, adapters: Iterable[Adapter]) -> None:
+    """Have the engine take adapters: at once, or a fleet where and when they are first needed, which counts itself."""
+    for adapter in adapters:
         if adapter.base_digest not in {None, engine.base_digest}:
             raise RegistryError(
                 f"adapter {adapter.reference} was tried on weights of {adapter.base_model} that are not those here, "
                 f"sha256 {engine.base_digest}; register it again with `tributary adapter add`"
             )
         await engine.load(await asyncio.to_thread(store.require, adapter.digest, adapter.source))
-        metrics.adapter_loads.inc()
+        if not isinstance(engine, Fleet):
+            metrics.adapter_loads.inc()
 
 
 def _ledger_state(database: Database, ledger: Log, engine: Engine, settings: Settings) -> LedgerState:

@@ -8,24 +8,21 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-import orjson
 import structlog
 from numpy.typing import NDArray
 
-from gateway import answers
-from gateway.admission import Admission, touched
-from gateway.answers import AnswerRow, SealedInputs, salted_digest
+from gateway.admission import Admission
+from gateway.answers import SealedInputs, salted_digest
 from gateway.auth import Principal
+from gateway.charging import Charge
 from gateway.engines import PromptTooLong
 from gateway.exchange import within
 from gateway.idempotency import VECTORS_TYPE, Claim, Replay
-from gateway.identifiers import now
 from gateway.metrics import Metrics
-from gateway.objects import attributed_object, attribution_record, pending_object
 from gateway.routing.names import Resolved
 from gateway.settings import Limits
 from gateway.transactions import Transactions
-from metering import SUSPENSE, Books, Intent, Transaction, Usage, UsageRecord, split
+from metering import Books, Intent, Transaction, Usage, UsageRecord
 from retrieval import Embedder
 
 
@@ -107,7 +104,7 @@ class Embeddings:
         finally:
             self._admission.ended(request_id)
         self._metrics.observe_usage(model, usage)
-        self._metrics.observe_credit(attributed)
+        self._metrics.observe_split(attributed)
         return Embedded(request_id=request_id, model=model.name, vectors=vectors, usage=usage)
 
     async def _record(
@@ -120,7 +117,7 @@ class Embeddings:
         claim: Claim | None,
     ) -> dict[str, Any]:
         """Commit usage, charge, split and what a repeat will be given; returns the attribution object."""
-        request_id, model = intent.request_id, resolved.model
+        model = resolved.model
         salt = secrets.token_bytes(32)
         record = UsageRecord(
             served_model=model.name,
@@ -133,43 +130,24 @@ class Embeddings:
             prompt_digest=salted_digest(salt, texts),
             answer_digest=salted_digest(salt, []),
         )
-        terms = model.terms
         inputs = SealedInputs(
             instruction="",
-            policy_index=terms.policy_index,
+            policy_index=model.terms.policy_index,
             adapter_index=None,
             messages=None,
             prompt_ids=(),
             passages=(),
             choices=(),
         )
-        lines = split(record.charge_nano, model.policy, (), request_id)
+        charge = Charge.of(intent, record, salt=salt, inputs=inputs, terms=model.terms, resolved=resolved)
 
         def commit(transaction: Transaction) -> dict[str, Any]:
-            usage_index = self._books.record_usage(transaction, intent, record)
-            credit = attribution_record(request_id, inputs, terms, None, lines, {})
-            record_index = self._books.record_attribution(transaction, credit)
-            pending = pending_object(request_id, record, resolved)
-            attributed = attributed_object(pending, inputs, terms, None, lines, record_index)
-            row = AnswerRow(
-                request_id=request_id,
-                caller=intent.account,
-                status="not_applicable",
-                created_at=now(),
-                usage_index=usage_index,
-                record_index=record_index,
-                attempts=0,
-                salt=salt,
-                inputs=None,
-                attribution=orjson.dumps(attributed),
-            )
-            answers.insert(transaction, row)
+            attributed = charge.write(self._books, transaction)
             if claim is not None and self._limits.replay_hours:
                 claim.keep(transaction, VECTORS_TYPE, vectors.astype("<f4").tobytes())
             return attributed
 
-        expected = touched(intent, SUSPENSE, *(line.account for line in lines))
-        return await self._transactions.commit("usage", commit, expected)
+        return await self._transactions.commit("usage", commit, charge.touches)
 
     def _count(self, texts: list[str]) -> int:
         """Tokens of all texts together; raises PromptTooLong when one of them would not be seen whole."""

@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from gateway.answers import UnknownRequestError
 from gateway.auth import KeyRefusedError, RoleRefusedError
 from gateway.catalogue import UnknownModelError
-from gateway.engines import EngineRefused, EngineUnavailable, PromptTooLong
+from gateway.engines import AdapterRejected, EngineRefused, EngineUnavailable, PromptTooLong
 from gateway.exchange import TookTooLongError
 from gateway.fairness import TooBusyError
 from gateway.idempotency import IdempotencyConflictError, RequestInProgressError, ResponseExpiredError
@@ -80,6 +80,7 @@ TABLE: dict[type[Exception], Reply] = {
     BudgetExceeded: Reply(status=429, type="insufficient_quota", code="monthly_budget_exceeded"),
     TookTooLongError: Reply(status=504, type="service_unavailable", code="engine_timeout"),
     EngineUnavailable: Reply(status=503, type="service_unavailable", code="engine_unavailable"),
+    AdapterRejected: Reply(status=503, type="service_unavailable", code="adapter_rejected", param="model"),
     CommitError: Reply(status=503, type="service_unavailable", code="ledger_unavailable"),
     DatabaseUnavailableError: Reply(status=503, type="service_unavailable", code="ledger_unavailable"),
 }

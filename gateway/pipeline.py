@@ -20,17 +20,18 @@ import structlog
 
 import attribution
 from gateway import answers, scoring
-from gateway.admission import Admission, touched
-from gateway.answers import AnswerRow, GroundedPassage, SealedInputs, salted_digest
+from gateway.admission import Admission
+from gateway.answers import GroundedPassage, SealedInputs, salted_digest
 from gateway.auth import Principal
+from gateway.charging import Charge
 from gateway.engines import Delta, Engine, EngineError, EngineUnavailable, GenerationRequest
 from gateway.exchange import Answer, Question, TookTooLongError, within
 from gateway.fairness import PRIORITIES
 from gateway.grounding import ground
 from gateway.idempotency import JSON_TYPE, Claim
-from gateway.identifiers import new_id, now
+from gateway.identifiers import new_id
 from gateway.metrics import Metrics
-from gateway.objects import attributed_object, attribution_record, failed_object, pending_object, player_shares
+from gateway.objects import attributed_object, attribution_record, failed_object, player_shares
 from gateway.registry import Registry, RegistryError, Terms
 from gateway.scoring import Scored
 from gateway.settings import Limits
@@ -228,7 +229,10 @@ class Pipeline:
             await self._admission.void(answer.intent, "the usage could not be recorded")
 
     async def _meter(self, answer: Answer) -> None:
-        """Commit usage, charge and the attribution job in one transaction; attribute at once where that was asked."""
+        """Commit usage, charge and the attribution job in one transaction; attribute at once where that was asked.
+
+        Where nothing took part that could be left out there is no job: the same transaction splits the charge.
+        """
         model = answer.question.model
         salt = secrets.token_bytes(32)
         usage = UsageRecord(
@@ -242,31 +246,28 @@ class Pipeline:
             prompt_digest=salted_digest(salt, answer.prompt_ids),
             answer_digest=salted_digest(salt, answer.answer_ids),
         )
-        answer.attribution = pending_object(answer.request_id, usage, answer.question.resolved)
-        inputs = answer.sealed().encode()
+        charge = Charge.of(
+            answer.intent,
+            usage,
+            salt=salt,
+            inputs=answer.sealed(),
+            terms=model.terms,
+            resolved=answer.question.resolved,
+        )
 
-        def commit(transaction: Transaction) -> None:
-            row = AnswerRow(
-                request_id=answer.request_id,
-                caller=answer.caller,
-                status="pending",
-                created_at=now(),
-                usage_index=self._books.record_usage(transaction, answer.intent, usage),
-                record_index=None,
-                attempts=0,
-                salt=salt,
-                inputs=inputs,
-                attribution=orjson.dumps(answer.attribution),
-            )
-            answers.insert(transaction, row)
+        def commit(transaction: Transaction) -> dict[str, Any]:
+            shown = charge.write(self._books, transaction)
             if answer.claim is not None and self._limits.replay_hours:
                 response = answer.said.encode()
                 if len(response) <= self._limits.replay_bytes:
                     answer.claim.keep(transaction, JSON_TYPE, response)
+            return shown
 
-        await self._transactions.commit("usage", commit, touched(answer.intent, SUSPENSE))
+        answer.attribution = await self._transactions.commit("usage", commit, charge.touches)
         self._metrics.observe_answer(answer)
-        if answer.question.mode == "inline" and not answer.abandoned:
+        if charge.at_once:
+            self._metrics.observe_split(answer.attribution)
+        elif answer.question.mode == "inline" and not answer.abandoned:
             answer.attribution = await self.attribute(answer.request_id)
         else:
             self._work_arrived.set()

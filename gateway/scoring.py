@@ -34,6 +34,11 @@ def players_of(inputs: SealedInputs, adapter: AdapterClaim | None) -> tuple[attr
     return tuple(players)
 
 
+def is_game(inputs: SealedInputs, adapter: AdapterClaim | None) -> bool:
+    """Whether there is something to find out: a token was emitted, and something took part that could be left out."""
+    return bool((adapter or inputs.passages) and any(inputs.choices))
+
+
 def choose(estimator: attribution.Estimator, n_players: int) -> attribution.Estimator:
     """The configured estimator, or `two-end` where `exact` would need too many coalitions."""
     too_many = estimator is attribution.EXACT and n_players > attribution.EXACT_PLAYERS_MAX
@@ -48,9 +53,9 @@ async def explain(
     Returns None when there is no game: no token was emitted, or nothing took part that could be left out.
     Raises AttributionError on values that are no log-probabilities, EngineUnavailable when the engine is gone.
     """
-    players = players_of(inputs, adapter)
-    if not (players and inputs.answer_ids):
+    if not is_game(inputs, adapter):
         return None
+    players = players_of(inputs, adapter)
     plan = attribution.plan(players, choose(estimator, len(players)))
     values = np.empty((len(plan.coalitions), len(inputs.answer_ids)))
     said = [answer for answer in inputs.choices if answer]

@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import sqlalchemy as sa
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from gateway.adapter_sources import SourceKind
@@ -26,7 +35,7 @@ from metering import Price, SettlementTerms, SplitPolicy
 ENVIRONMENT_PREFIX = "TRIBUTARY__"
 BASE_MODEL = "smollm2-135m-instruct"
 AUTO = "auto"
-LIVE = ("models", "policies", "aliases", "routing")
+LIVE = ("models", "policies", "aliases", "routing")  # what a running gateway takes up when it reloads
 DATABASES = ("sqlite", "postgresql")
 
 
@@ -94,6 +103,7 @@ DatabaseUrl = Annotated[str, AfterValidator(_is_database)]
 Decimals = Annotated[str, AfterValidator(_is_price)]
 VerifierKey = Annotated[str, AfterValidator(_is_verifier_key)]
 WitnessKey = Annotated[str, AfterValidator(_is_witness_key)]
+Sha256 = Annotated[str, _whole(r"[0-9a-f]{64}")]
 HttpUrl = Annotated[str, _whole(r"https?://[^\s/?#@]+(?:/[^\s?#]*)?")]
 
 
@@ -143,13 +153,28 @@ class WitnessSection(_Section):
 class EngineSection(_Section):
     """What generates and scores."""
 
-    kind: Literal["embedded"] = "embedded"
+    kind: Literal["embedded", "vllm"] = "embedded"
+    servers: tuple[HttpUrl, ...] = Field(default=(), max_length=256, description="vLLM servers that run already")
+    slots: int = Field(default=16, ge=1, le=4096, description="adapters that each vLLM server holds at once")
+    api_key: SecretStr | None = Field(default=None, description="what the vLLM servers ask for")
+    digest: Sha256 | None = Field(default=None, description="of the base's weights; absent, computed from `model`")
+    priorities: bool = Field(default=False, description="whether the servers run `--scheduling-policy priority`")
     name: Name = Field(default=BASE_MODEL, description="what models call it in `base`")
     model: Path | None = Field(default=None, description="a folder of safetensors; absent, SmolLM2 from its wheel")
     context_tokens: int = Field(default=2048, ge=64, le=1_048_576)
     dtype: Literal["fp32", "bf16"] = "fp32"
     device: str = "cpu"
     threads: int | None = Field(default=None, ge=1, description="absent, PyTorch decides")
+
+    @model_validator(mode="after")
+    def _servers_are_of_vllm(self) -> Self:
+        if self.servers and self.kind != "vllm":
+            raise ValueError('servers are of kind = "vllm"')
+        if repeated := [url for url, count in Counter(self.servers).items() if count > 1]:
+            raise ValueError(f"servers has {repeated[0]} twice")
+        if self.digest is not None and self.model is not None:
+            raise ValueError("digest is computed from model; give one of them")
+        return self
 
 
 class AdaptersSection(_Section):
@@ -462,6 +487,27 @@ class Settings(BaseSettings):
         _ = self.quorum
         return self
 
+    def reloaded(self, newer: Self) -> Self:
+        """These settings with what of newer ones a running gateway can take up. Raises SettingsError."""
+        changed = self.model_copy(update={name: getattr(newer, name) for name in LIVE})
+        try:
+            _require_bases(changed)  # the engine that runs may not be the one that the newer settings name
+        except ValueError as error:
+            raise SettingsError(str(error)) from None
+        return changed
+
+    def differing_for_good(self, newer: Self) -> list[str]:
+        """The keys that newer settings change and a running gateway does not."""
+        found = []
+        for name in type(self).model_fields.keys() - set(LIVE):
+            ours, theirs = getattr(self, name), getattr(newer, name)
+            if isinstance(ours, BaseModel):
+                keys = type(ours).model_fields
+                found += [f"{name}.{key}" for key in keys if getattr(ours, key) != getattr(theirs, key)]
+            elif ours != theirs:
+                found.append(name)
+        return sorted(found)
+
     @property
     def quorum(self) -> Quorum | None:
         """The witnesses, and how many a checkpoint should have; None where there are none."""
@@ -474,18 +520,22 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _bases_are_run(self) -> Self:
-        runs = {
-            "chat": ("[engine] name", self.engine.name),
-            "embedding": ("[retrieval] embedder", self.retrieval.embedder),
-        }
-        for model in self.models:
-            key, base = runs[model.kind]
-            if model.base != base:
-                raise ValueError(
-                    f"model {model.name!r} has base {model.base!r}; "
-                    f"a model of kind {model.kind} runs on {key}, {base!r}"
-                )
+        _require_bases(self)
         return self
+
+
+def _require_bases(settings: Settings) -> None:
+    """Raise ValueError unless the engine and the embedder run what the models are based on."""
+    runs = {
+        "chat": ("[engine] name", settings.engine.name),
+        "embedding": ("[retrieval] embedder", settings.retrieval.embedder),
+    }
+    for model in settings.models:
+        key, base = runs[model.kind]
+        if model.base != base:
+            raise ValueError(
+                f"model {model.name!r} has base {model.base!r}; a model of kind {model.kind} runs on {key}, {base!r}"
+            )
 
 
 def load(path: Path) -> Settings:

@@ -14,6 +14,7 @@ from gateway.engines import Engine
 from gateway.metrics import Metrics
 from gateway.pipeline import Pipeline
 from gateway.registry import Registry
+from gateway.reload import Reloader
 from gateway.routing.names import Router
 from gateway.settings import Settings
 from gateway.transactions import Transactions
@@ -33,6 +34,7 @@ class Gateway:
     books: Books
     registry: Registry
     router: Router
+    reloader: Reloader
     engine: Engine
     metrics: Metrics
     pipeline: Pipeline
@@ -52,7 +54,9 @@ def _gateway(request: Request) -> Gateway:
 GatewayState = Annotated[Gateway, Depends(_gateway)]
 
 
-async def _principal(gateway: GatewayState, authorization: Annotated[str | None, Header()] = None) -> Principal:
+async def _principal(
+    gateway: GatewayState, authorization: Annotated[str | None, Header(include_in_schema=False)] = None
+) -> Principal:
     return await gateway.keys.principal(authorization)
 
 

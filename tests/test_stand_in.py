@@ -115,6 +115,8 @@ def test_the_prefix_cache_knows_what_was_read_before_under_the_same_adapter() ->
     assert model.cached_tokens(ids, None) == 0
     assert model.cached_tokens((*ids[:35], 99), None) == 32
     assert model.cached_tokens(ids, "concise") == 0
+    assert model.cached_tokens(ids, None, "salt") == 0
+    assert model.cached_tokens(ids, None, "salt") == 32
     assert model.cached_tokens(ids, None) == 32
     model.answer(tuple(range(50, 90)), None, number=0, max_tokens=1)
     assert model.cached_tokens(tuple(range(50, 90)), None) == 32

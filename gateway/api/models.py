@@ -6,7 +6,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from gateway.catalogue import ServedModel
+from gateway.api.described import NEEDS_A_KEY, replies
+from gateway.catalogue import ServedModel, UnknownModelError
 from gateway.identifiers import new_id
 from gateway.routing.names import Alias, Names, Resolved
 from gateway.settings import AUTO
@@ -15,7 +16,7 @@ from gateway.state import Gateway, GatewayState, KeyHolder
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
 
-@router.get("/models")
+@router.get("/models", responses=replies(*NEEDS_A_KEY))
 async def list_models(gateway: GatewayState, caller: KeyHolder) -> dict[str, Any]:
     """The served models, then the aliases, then `auto` where there is one."""
     caller.require("caller", "operator")
@@ -23,7 +24,7 @@ async def list_models(gateway: GatewayState, caller: KeyHolder) -> dict[str, Any
     return {"object": "list", "data": [_object(names, name) for name in names]}
 
 
-@router.get("/models/{name}")
+@router.get("/models/{name}", responses=replies(*NEEDS_A_KEY, UnknownModelError))
 async def retrieve_model(name: str, gateway: GatewayState, caller: KeyHolder) -> dict[str, Any]:
     """One served model, alias, or `auto`."""
     caller.require("caller", "operator")

@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
+from gateway.api.described import ChatReply, CompletionReply, EmbeddingReply, charged
 from gateway.api.messages import offered
 from gateway.api.models import answer_headers, resolve
 from gateway.api.repeats import REPLAYED, asked_before, takes_once
@@ -33,7 +34,7 @@ from gateway.state import Gateway, GatewayState, KeyHolder
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
 
-@router.post("/chat/completions", openapi_extra=takes_once(ChatRequest))
+@router.post("/chat/completions", openapi_extra=takes_once(ChatRequest), responses=charged(ChatReply, streams=True))
 async def chat_completions(request: Request, gateway: GatewayState, caller: KeyHolder) -> Response:
     """Answer a conversation."""
     caller.require("caller")
@@ -64,7 +65,9 @@ async def chat_completions(request: Request, gateway: GatewayState, caller: KeyH
     return await _answer(gateway, caller, question, body, CHAT, once)
 
 
-@router.post("/completions", openapi_extra=takes_once(CompletionRequest))
+@router.post(
+    "/completions", openapi_extra=takes_once(CompletionRequest), responses=charged(CompletionReply, streams=True)
+)
 async def completions(request: Request, gateway: GatewayState, caller: KeyHolder) -> Response:
     """Continue a text. A raw prompt is not grounded."""
     caller.require("caller")
@@ -87,7 +90,7 @@ async def completions(request: Request, gateway: GatewayState, caller: KeyHolder
     return await _answer(gateway, caller, question, body, COMPLETION, once)
 
 
-@router.post("/embeddings", openapi_extra=takes_once(EmbeddingRequest))
+@router.post("/embeddings", openapi_extra=takes_once(EmbeddingRequest), responses=charged(EmbeddingReply))
 async def embeddings(request: Request, gateway: GatewayState, caller: KeyHolder) -> Response:
     """Turn texts into vectors."""
     caller.require("caller")

@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
+from gateway.api.described import ResponseReply, charged
 from gateway.api.models import answer_headers, resolve
 from gateway.api.repeats import REPLAYED, asked_before, takes_once
-from gateway.api.requests import parse, read_document
+from gateway.api.requests import UNSUPPORTED, parse, read_document
 from gateway.api.responses_requests import ResponsesRequest
 from gateway.api.responses_shapes import ResponseWriter
 from gateway.api.wire import EventStream
@@ -28,7 +29,7 @@ router = APIRouter(prefix="/v1", tags=["OpenAI"])
 _PLACES = {"response_format": "text.format", "logprobs": "include"}
 
 
-@router.post("/responses", openapi_extra=takes_once(ResponsesRequest))
+@router.post("/responses", openapi_extra=takes_once(ResponsesRequest), responses=charged(ResponseReply, streams=True))
 async def create_response(request: Request, gateway: GatewayState, caller: KeyHolder) -> Response:
     """Answer a conversation given whole. Nothing is kept, so that no response can be fetched or continued later."""
     caller.require("caller")
@@ -90,7 +91,7 @@ def _question(gateway: Gateway, body: ResponsesRequest, messages: tuple[Message,
 
 def _unsupported(field: str, model: ServedModel) -> BadRequestError:
     message = f"{field}: the engine of model {model.name!r} does not support this"
-    return BadRequestError(message, field, "unsupported_parameter")
+    return BadRequestError(message, field, UNSUPPORTED)
 
 
 def _writer(request_id: str, said: Said, body: ResponsesRequest) -> ResponseWriter:

@@ -23,6 +23,7 @@ from gateway.api.messages import (
     misfit,
 )
 from gateway.api.requests import (
+    UNSUPPORTED,
     AttributionOptions,
     Corpora,
     Label,
@@ -261,7 +262,7 @@ class ResponsesRequest(Body):
         for name, reason in REFUSED.items():
             value = getattr(self, name)
             if any(value.values()) if isinstance(value, dict) else value:
-                raise BadRequestError(f"{name}: {reason}", name, "unsupported_parameter")
+                raise BadRequestError(f"{name}: {reason}", name, UNSUPPORTED)
 
     @property
     def repeated(self) -> dict[str, Any]:
@@ -321,13 +322,14 @@ class ResponsesRequest(Body):
         if self.tools:
             if isinstance(self.tool_choice, FunctionChoice):
                 found["tool_choice"] = {"type": "function", "function": {"name": self.tool_choice.name}}
-            elif self.tool_choice is not None:
+            elif self.tool_choice not in (None, "auto"):
                 found["tool_choice"] = self.tool_choice
             if self.parallel_tool_calls is False:
                 found["parallel_tool_calls"] = False
         if LOGPROBS in (self.include or ()):
             found["logprobs"] = True
-            found["top_logprobs"] = self.top_logprobs or 0
+            if self.top_logprobs:
+                found["top_logprobs"] = self.top_logprobs
         wanted = self.text.format if self.text else None
         if isinstance(wanted, JsonSchemaFormat):
             schema = wanted.model_dump(by_alias=True, exclude_none=True, exclude={"type"})

@@ -296,8 +296,9 @@ class _Chunk(_Part):
 def _chunks(raw: bytes) -> Iterator[_Chunk]:
     """The objects in whole server-sent events."""
     try:
-        for event in filter(None, raw.split(b"\n\n")):
-            yield _Chunk.model_validate_json(event.removeprefix(b"data:"))
+        for line in raw.split(b"\n"):
+            if line.startswith(b"data:"):
+                yield _Chunk.model_validate_json(line.removeprefix(b"data:"))
     except ValidationError as error:
         fault = error.errors(include_input=False, include_url=False)[0]
         raise EngineUnavailable(f"the engine wrote a chunk that cannot be read: {fault['msg']}") from None

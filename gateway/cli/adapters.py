@@ -16,7 +16,7 @@ from rich.tree import Tree
 
 from gateway.adapter_store import Pulled, Tell
 from gateway.adapters import Adapter, AdapterClaim, Proposal
-from gateway.app import make_adapter_store, make_engine
+from gateway.app import make_adapter_store, open_one
 from gateway.cli.context import (
     DEFAULT_CONFIG,
     ConfigOption,
@@ -98,12 +98,12 @@ async def prove(settings: Settings, adapters: Sequence[AdapterFiles]) -> str:
     at hand.
     """
     try:
-        engine = await asyncio.to_thread(make_engine, settings)
+        engine = await open_one(settings)
         try:
             if not (await engine.health()).ready:
                 raise EngineUnavailable(f"the {engine.name} engine takes no work")
             for adapter in adapters:
-                await engine.load(adapter)
+                await engine.load(adapter)  # and left there: a gateway may share the engine and use it already
             return engine.base_digest
         finally:
             await engine.close()

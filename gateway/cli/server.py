@@ -6,8 +6,8 @@ import asyncio
 import json
 import signal
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Annotated
@@ -23,7 +23,7 @@ from gateway.cli.context import DEFAULT_CONFIG, ConfigOption, JsonOption, out, p
 from gateway.cli.workers import Lifeline, run_workers, worker_settings
 from gateway.database import Database, DatabaseError
 from gateway.observe import configure_logging
-from gateway.settings import LogSection, load
+from gateway.settings import AUTO, LogSection, Settings, load
 from ledger_client import Log, Signer
 
 log = structlog.get_logger(__name__)
@@ -86,12 +86,16 @@ def serve(
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Overrides [server] port.")] = None,
 ) -> None:
     """Run the gateway until it is told to stop; then finish and meter what is being answered."""
-    settings = load(config)
+
+    def read() -> Settings:
+        return load(config)
+
+    settings = read()
     with bind(host or settings.server.host, settings.server.port if port is None else port) as listener:
         configure_logging()
         drop_stalled(listener, settings.limits.stall_s)
         if settings.server.workers == 1:
-            asyncio.run(run(create_app(settings), listener))
+            asyncio.run(run(create_app(settings), listener, read=read))
         else:
             asyncio.run(run_workers(settings, config, listener))
 
@@ -103,11 +107,16 @@ def serve_worker(
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
     """Be one of the workers of `serve`, which starts them; not for people."""
-    settings = worker_settings(load(config), number)
+
+    def read() -> Settings:
+        return worker_settings(load(config), number)
+
+    settings = read()
     configure_logging()
     structlog.contextvars.bind_contextvars(worker=number + 1)
     with socket.socket(fileno=listener) as shared:
-        asyncio.run(run(create_app(settings, chores=number == 0), shared, Lifeline(lifeline)))
+        app = create_app(settings, chores=number == 0)
+        asyncio.run(run(app, shared, Lifeline(lifeline), read))
 
 
 class _Server(uvicorn.Server):
@@ -121,10 +130,16 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def run(app: Starlette, listener: socket.socket, lifeline: Lifeline | None = None) -> None:
+async def run(
+    app: Starlette,
+    listener: socket.socket,
+    lifeline: Lifeline | None = None,
+    read: Callable[[], Settings] | None = None,
+) -> None:
     """Open the app, serve until a signal, close it. What keeps it from opening is raised; uvicorn would log it.
 
-    lifeline: of a worker, whose parent listens already.
+    lifeline: of a worker, whose parent listens already. read: of a gateway, its settings as they are by then, which it
+    takes up on SIGHUP.
     """
     config = uvicorn.Config(
         app, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=SHUTDOWN_S
@@ -132,7 +147,10 @@ async def run(app: Starlette, listener: socket.socket, lifeline: Lifeline | None
     server = _Server(config)
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, server.handle_exit, number, None)
-    async with app.router.lifespan_context(app):
+    hung_up = asyncio.Event()
+    if read is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hung_up.set)
+    async with app.router.lifespan_context(app), _reloading(app, hung_up, read):
         if lifeline is not None:
             lifeline.serving(lambda: server.handle_exit(signal.SIGTERM, None))
             await server.serve(sockets=[listener])
@@ -141,6 +159,27 @@ async def run(app: Starlette, listener: socket.socket, lifeline: Lifeline | None
         host, port = listener.getsockname()[:2]
         log.info("listening", url=f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
         await server.serve(sockets=[listener])
+
+
+@asynccontextmanager
+async def _reloading(
+    app: Starlette, hung_up: asyncio.Event, read: Callable[[], Settings] | None
+) -> AsyncIterator[None]:
+    """Take the settings up whenever the event is set, as it may have been before. An unfinished one is given up."""
+
+    async def work() -> None:
+        while True:
+            await hung_up.wait()
+            hung_up.clear()
+            if read is not None:
+                await app.state.gateway.reloader.reload(read)
+
+    task = asyncio.create_task(work())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -180,6 +219,11 @@ def check(config: ConfigOption = DEFAULT_CONFIG, *, as_json: JsonOption = False)
         corpora = f", corpora {', '.join(model.corpora)}" if model.corpora else ""
         price = f"{model.price.prompt}/{model.price.completion} USD a million tokens"
         say(f"{model.name}: {model.base}{adapter}{corpora}, policy {model.policy}, {price}")
+    for alias in settings.aliases:
+        say(f"{alias.name}: {', '.join(f'{target.model} × {target.weight}' for target in alias.targets)}")
+    if settings.routing.auto_fallback:
+        among = ", ".join(model.name for model in settings.models if model.auto) or "no model"
+        say(f"{AUTO}: among {among}, else {settings.routing.auto_fallback}")
     say(f"{config}: ok")
 
 

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -78,6 +78,8 @@ class Workers:
         self._environment = {**os.environ, METRICS_FOLDER: str(metrics)}
         self._metrics = metrics
         self._running: dict[int, asyncio.subprocess.Process] = {}
+        self._serving: set[int] = set()
+        self._reloads = 0
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
@@ -108,13 +110,20 @@ class Workers:
     def stop(self) -> None:
         """Have every worker finish what it is answering."""
         self._stopping.set()
-        self.signal(signal.SIGTERM)
+        self._signal(signal.SIGTERM, self._running.keys())
 
-    def signal(self, number: signal.Signals) -> None:
-        """Pass a signal on."""
-        for process in self._running.values():
+    def reload(self) -> None:
+        """Have every worker take up the configuration as it is now.
+
+        SIGHUP ends a process that does not listen for it yet, so a worker that is coming up is told when it serves.
+        """
+        self._reloads += 1
+        self._signal(signal.SIGHUP, self._serving)
+
+    def _signal(self, signal_number: signal.Signals, numbers: Iterable[int]) -> None:
+        for number in numbers:
             with suppress(ProcessLookupError):
-                process.send_signal(number)
+                self._running[number].send_signal(signal_number)
 
     async def _keep(self, number: int, up: asyncio.Future[None]) -> None:
         """Keep one worker running."""
@@ -137,6 +146,7 @@ class Workers:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         descriptors = (self._listener.fileno(), theirs.fileno())
+        reloads = self._reloads
         with ours, theirs:
             process = await asyncio.create_subprocess_exec(
                 *self._command,
@@ -150,11 +160,16 @@ class Workers:
                 process.terminate()
             told = asyncio.create_task(asyncio.get_running_loop().sock_recv(ours, 1))
             try:
-                if await told and not up.done():
-                    up.set_result(None)
+                if await told:
+                    self._serving.add(number)
+                    if reloads != self._reloads:
+                        self._signal(signal.SIGHUP, [number])
+                    if not up.done():
+                        up.set_result(None)
                 return await process.wait()
             finally:
                 told.cancel()
+                self._serving.discard(number)
                 del self._running[number]
                 # What it counted stays counted.
                 mark_process_dead(process.pid, self._metrics)  # type: ignore[no-untyped-call]
@@ -170,6 +185,6 @@ async def run_workers(settings: Settings, config: Path, listener: socket.socket)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, workers.stop)
-        loop.add_signal_handler(signal.SIGHUP, workers.signal, signal.SIGHUP)
+        loop.add_signal_handler(signal.SIGHUP, workers.reload)
         log.info("listening", url=f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
         await workers.run()

@@ -39,7 +39,7 @@ class Loader:
         self._watch = watch
         self._changed = changed
         self._known: dict[str, AdapterFiles] = {}
-        self._rejected: dict[str, tuple[str, float]] = {}  # adapter → why, and until when it is believed
+        self._rejected: dict[str, float] = {}  # adapter → until when it is left alone
         self._loading: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._unloading: set[tuple[str, str]] = set()
 
@@ -56,9 +56,8 @@ class Loader:
         """Raise UnknownAdapter for an adapter that nobody made known, AdapterRejected for one in quarantine."""
         if adapter not in self._known:
             raise UnknownAdapter(adapter)
-        reason, until_s = self._rejected.get(adapter, ("", 0.0))
-        if reason and self._clock() < until_s:
-            raise AdapterRejected(reason)
+        if adapter in self._rejected and self._clock() < self._rejected[adapter]:
+            raise _rejected(adapter)
 
     def start(self, replica: Replica, adapter: str) -> None:
         """See that the adapter is loaded on the replica, or is being loaded. Raises NoRoomError."""
@@ -115,8 +114,8 @@ class Loader:
             self._watch.loaded(replica.name, self._clock() - started_s)
         except AdapterRejected as error:
             log.warning("adapter_rejected", adapter=adapter, replica=replica.name, reason=error.reason)
-            self._rejected[adapter] = error.reason, self._clock() + self._quarantine_s
-            raise
+            self._rejected[adapter] = self._clock() + self._quarantine_s
+            raise _rejected(adapter) from error
         finally:
             self._table.drop(replica.name, adapter)  # unless the load has ended
             del self._loading[replica.name, adapter]
@@ -130,3 +129,8 @@ class Loader:
                 await replica.engine.unload(adapter)
         finally:
             self._unloading.discard(key)
+
+
+def _rejected(adapter: str) -> AdapterRejected:
+    """What callers are told: not why, which may speak of the operator's folders."""
+    return AdapterRejected(f"the engine rejects adapter {adapter}; the gateway's log says why")

@@ -452,3 +452,11 @@ def test_serve_says_in_one_line_why_the_gateway_does_not_open(run: Run, tmp_path
     with serving(tmp_path) as server:
         assert server.communicate(timeout=60)[1] == f"error: there is no signing key at {tmp_path / 'log.key'}\n"
     assert server.returncode == 1
+
+
+def test_config_check_says_where_names_lead(run: Run, tmp_path: Path) -> None:
+    config = tmp_path / "tributary.toml"
+    names = '[[aliases]]\nname = "stable"\ntargets = [{ model = "smollm2", weight = 3 }]\n'
+    config.write_text(f'{config.read_text()}\n{names}\n[routing]\nauto_fallback = "smollm2"\n')
+    said = run("config", "check").out.splitlines()
+    assert {"stable: smollm2 × 3", "auto: among no model, else smollm2"} <= set(said)

@@ -40,6 +40,24 @@ async def test_the_last_byte_goes_only_when_the_usage_is_in_the_log(site: Site) 
     site.check()
 
 
+async def test_an_answer_that_nobody_else_took_part_in_is_split_as_it_is_charged(site: Site) -> None:
+    async with site.open() as gateway:
+        answer = await gateway.pipeline.open(site.caller, site.question(gateway))
+        [delta async for delta in answer.deltas()]
+        metered = site.entries("usage.recorded"), site.entries("answer.attributed")
+    shown = answer.attribution
+    assert (shown["status"], shown["players"]) == ("not_applicable", [])
+    assert [entry["request_id"] for entries in metered for entry in entries] == 2 * [answer.request_id]
+    assert metered[1][0]["usage_index"] == shown["log_index"] - 1
+    assert [(line["account"], int(line["amount_nano"])) for line in shown["split"]] == [
+        (line["account"], int(line["amount_nano"])) for line in metered[1][0]["split"]
+    ]
+    (kept,) = site.sql("SELECT status, inputs, record_index, attempts, attribution FROM answer")
+    assert kept[:4] == ("not_applicable", None, shown["log_index"], 0)
+    assert orjson.loads(kept[4]) == shown
+    assert site.check()["suspense"] == 0
+
+
 async def test_an_engine_that_fails_midway_is_paid_for_what_it_said(site: Site) -> None:
     site.engine.fail_after = 5
     async with site.open() as gateway:

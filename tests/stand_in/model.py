@@ -53,7 +53,7 @@ class Model:
         self._pieces = tuple(" " + _WORDS[number] for number in numbers)
         self._escaped = tuple(piece.encode() for piece in self._pieces)
         self._seen: deque[tuple[Sequence[int], str | None]] = deque(maxlen=256)
-        self._cached: set[tuple[int, int]] = set()
+        self._cached: set[tuple[int, str, int]] = set()
 
     def render(self, messages: Sequence[dict[str, Any]], tools: Sequence[Any] = ()) -> tuple[int, ...]:
         """Token ids of a conversation, in the form of ChatML."""
@@ -87,23 +87,26 @@ class Model:
         """Natural log-probability of each id after all those before it; the first is no value."""
         return [-((state * 2_654_435_761 & _MASK) >> 12) / 2**18 - 0.001 for state in self._states(ids, adapter)]
 
-    def cached_tokens(self, ids: Sequence[int], adapter: str | None) -> int:
-        """How many ids at the start are in the prefix cache, by whole blocks; afterwards all of them are."""
+    def cached_tokens(self, ids: Sequence[int], adapter: str | None, cache_salt: str = "") -> int:
+        """How many ids at the start are in the prefix cache, by whole blocks; afterwards all of them are.
+
+        cache_salt: only what was read under the same one is found.
+        """
         while self._seen:
             self._remember(*self._seen.popleft())
         states, salt = self._states(ids, adapter), self._salt(adapter)
         cached = 0
         # The last token is always computed, for its successor's sake.
-        while cached + BLOCK < len(ids) and (salt, states[cached + BLOCK - 1]) in self._cached:
+        while cached + BLOCK < len(ids) and (salt, cache_salt, states[cached + BLOCK - 1]) in self._cached:
             cached += BLOCK
-        self._remember(ids, adapter)
+        self._remember(ids, adapter, cache_salt)
         return cached
 
-    def _remember(self, ids: Sequence[int], adapter: str | None) -> None:
+    def _remember(self, ids: Sequence[int], adapter: str | None, cache_salt: str = "") -> None:
         if len(self._cached) > 100_000:
             self._cached.clear()
         salt = self._salt(adapter)
-        self._cached.update((salt, state) for state in self._states(ids, adapter)[BLOCK - 1 :: BLOCK])
+        self._cached.update((salt, cache_salt, state) for state in self._states(ids, adapter)[BLOCK - 1 :: BLOCK])
 
     def _states(self, ids: Sequence[int], adapter: str | None) -> list[int]:
         state, states = self._salt(adapter), []

@@ -264,7 +264,7 @@ class StandIn:
         adapter = self._adapter(asked, fault)
         _before(fault)
         self.count["scored_tokens"] += len(prompt)
-        known = self.model.cached_tokens(prompt, adapter)
+        known = self.model.cached_tokens(prompt, adapter, asked.get("cache_salt") or "")
         cached = known if cached is None else cached
         if fault == "nan":
             raise Refusal(400, "Out of range float values are not JSON compliant: nan")

@@ -64,6 +64,10 @@ class VllmClient:
                 yield response
         except (aiohttp.ClientError, TimeoutError) as error:
             raise self._unavailable(error) from error
+        except RuntimeError as error:
+            if not self._session.closed:
+                raise
+            raise EngineUnavailable("the engine was closed") from error
 
     async def post(self, path: str, body: Mapping[str, Any], *, adapter: str | None, context_tokens: int) -> Any:
         """Post a request and read the JSON that answers it. Raises as `ask` does."""

@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import structlog
 
-from gateway.engines.base import AdapterNotLoaded, EngineError, EngineUnavailable, Scores
+from gateway.engines.base import (
+    AdapterNotLoaded,
+    EngineError,
+    EngineRefused,
+    EngineUnavailable,
+    PromptTooLong,
+    Scores,
+)
 from gateway.engines.vllm.bodies import COMPLETIONS
 from gateway.engines.vllm.client import VllmClient
 
@@ -156,7 +163,10 @@ class Scorer:
     async def _post(self, path: str, body: dict[str, Any], adapter: str | None) -> dict[str, Any]:
         if self._priorities:
             body["priority"] = SCORING_PRIORITY
-        reply = await self._client.post(path, body, adapter=adapter, context_tokens=self._context_tokens)
+        try:
+            reply = await self._client.post(path, body, adapter=adapter, context_tokens=self._context_tokens)
+        except (EngineRefused, PromptTooLong) as error:  # what is asked here is ours, and no caller's
+            raise EngineUnavailable(f"the vLLM server refuses to score: {error}") from error
         if not isinstance(reply, dict):
             raise EngineUnavailable("the vLLM server answered a scoring with something else")
         return reply
