@@ -20,6 +20,7 @@ from gateway.admission import Admission
 from gateway.api import answers as answer_routes
 from gateway.api import contributors, feedback, models, openai, operations, payouts, responses, transparency
 from gateway.api.described import describe
+from gateway.api.hot import HotRoutes, endpoints
 from gateway.api.responses_requests import ResponsesRequest
 from gateway.auth import KeyRing
 from gateway.catalogue import Catalogue, offered, publish
@@ -281,6 +282,7 @@ def create_app(
     routers = (openai, responses, models, answer_routes, feedback, contributors, payouts, transparency, operations)
     for routes in routers:
         app.include_router(routes.router)
+    app.add_middleware(HotRoutes, hot=endpoints(openai.router, responses.router))
     app.add_middleware(Observed)
     describe(app, ResponsesRequest)
     return app
