@@ -20,6 +20,7 @@ from gateway.admission import Admission
 from gateway.api import answers as answer_routes
 from gateway.api import contributors, feedback, models, openai, operations, payouts, responses, transparency
 from gateway.api.described import describe
+from gateway.api.hot import HotRoutes, endpoints
 from gateway.api.responses_requests import ResponsesRequest
 from gateway.auth import KeyRing
 from gateway.catalogue import Catalogue, offered, publish
@@ -36,7 +37,7 @@ from gateway.reload import Reloader
 from gateway.routing.fleet import Fleet
 from gateway.routing.names import Names, Router, compared
 from gateway.routing.replica import OpenEngine
-from gateway.settings import Settings, SettingsError
+from gateway.settings import Settings
 from gateway.shipping import shipping
 from gateway.state import Gateway
 from gateway.sweeper import Sweeper
@@ -66,7 +67,7 @@ def make_engine(settings: Settings) -> Engine | Mapping[str, OpenEngine]:
 
     chosen = settings.engine
     return EmbeddedEngine.open(
-        chosen.model or base_model_directory(),
+        Path(chosen.model) if chosen.model else base_model_directory(),
         base_model=chosen.name,
         context_tokens=chosen.context_tokens,
         dtype=chosen.dtype,
@@ -76,27 +77,21 @@ def make_engine(settings: Settings) -> Engine | Mapping[str, OpenEngine]:
 
 
 def _vllm_servers(settings: Settings) -> dict[str, OpenEngine]:
-    """The servers by what their addresses say after the scheme: the same in every gateway that shares them.
+    """The servers by what their addresses say after the scheme: the same in every gateway that shares them."""
+    from gateway.engines.vllm import VllmEngine  # noqa: PLC0415 - takes aiohttp along, which an embedded engine does not
+    from gateway.engines.weights import WeightsError, base_model_directory, model_digest  # noqa: PLC0415
 
-    With no address there is one server, which starts when it is opened.
-    """
-    # They take aiohttp along, which a gateway with the embedded engine does not have.
-    from gateway.engines.vllm import ServerSpec, VllmEngine, start  # noqa: PLC0415
-
-    chosen, max_rank = settings.engine, settings.adapters.max_rank
-    model, directory, digest = _vllm_base(settings)
+    chosen = settings.engine
     if not chosen.servers:
-        spec = ServerSpec(
-            command=chosen.command,
-            model=model,
-            served_name=chosen.name,
-            context_tokens=chosen.context_tokens,
-            dtype=chosen.dtype,
-            slots=chosen.slots,
-            max_rank=max_rank,
-            arguments=chosen.arguments,
-        )
-        return {"vllm": lambda: start(spec, base_model=chosen.name, base_digest=digest, model_directory=directory)}
+        raise EngineUnavailable('[engine] kind = "vllm" names no servers; `tributary serve` starts one')
+    directory, digest = None, chosen.digest
+    if digest is None:
+        directory = base_model_directory() if chosen.model is None else chosen.folder
+        if directory is None:
+            raise WeightsError(
+                f"engine.model is {chosen.model!r}, no folder here; set engine.digest, the SHA-256 of its weights"
+            )
+        digest = model_digest(directory)
     api_key = chosen.api_key.get_secret_value() if chosen.api_key else None
 
     def opening(url: str) -> OpenEngine:
@@ -106,7 +101,7 @@ def _vllm_servers(settings: Settings) -> dict[str, OpenEngine]:
             base_digest=digest,
             dtype=chosen.dtype,
             model_directory=directory,
-            max_rank=max_rank,
+            max_rank=settings.adapters.max_rank,
             api_key=api_key,
             priorities=chosen.priorities,
         )
@@ -114,30 +109,8 @@ def _vllm_servers(settings: Settings) -> dict[str, OpenEngine]:
     return {url.partition("://")[2].rstrip("/"): opening(url) for url in chosen.servers}
 
 
-def _vllm_base(settings: Settings) -> tuple[str, Path | None, str]:
-    """The base model as vLLM is to call it, its folder where it is at hand, and the SHA-256 hex of its weights."""
-    from gateway.engines.weights import base_model_directory, model_digest  # noqa: PLC0415
-
-    chosen = settings.engine
-    model = chosen.model or (None if chosen.digest else base_model_directory())
-    if model is None:
-        if not chosen.servers:
-            raise SettingsError("engine.model: say what vLLM is to serve")
-        return chosen.name, None, chosen.digest or ""
-    if model.is_dir():
-        digest = model_digest(model)
-        if chosen.digest not in (None, digest):
-            raise SettingsError(f"engine.digest: the weights in {model} have {digest}")
-        return str(model), model, digest
-    if chosen.digest is None:
-        raise SettingsError(f"engine.digest: {model} is no folder here, so give the SHA-256 of its weights")
-    return str(model), None, chosen.digest
-
-
 async def open_one(settings: Settings) -> Engine:
     """The engine that the settings name, or the first of its replicas that answers. Raises EngineUnavailable."""
-    if settings.engine.kind == "vllm" and not settings.engine.servers:
-        raise EngineUnavailable("the vLLM server is the gateway's own, and stops with it")
     made = await asyncio.to_thread(make_engine, settings)
     if not isinstance(made, Mapping):
         return made
@@ -309,6 +282,7 @@ def create_app(
     routers = (openai, responses, models, answer_routes, feedback, contributors, payouts, transparency, operations)
     for routes in routers:
         app.include_router(routes.router)
+    app.add_middleware(HotRoutes, hot=endpoints(openai.router, responses.router))
     app.add_middleware(Observed)
     describe(app, ResponsesRequest)
     return app

@@ -150,26 +150,26 @@ class WitnessSection(_Section):
         return WitnessVerifier.parse(self.key)
 
 
+EngineKind = Literal["embedded", "vllm"]
+
+
 class EngineSection(_Section):
     """What generates and scores."""
 
-    kind: Literal["embedded", "vllm"] = "embedded"
+    kind: EngineKind = "embedded"
     servers: tuple[HttpUrl, ...] = Field(
-        default=(), max_length=256, description="vLLM servers that run already; with none, vLLM is started"
+        default=(), max_length=256, description="vLLM servers that run already; absent, `serve` starts one"
     )
-    command: tuple[str, ...] = Field(
-        default=("vllm",), min_length=1, max_length=64, description="starts vLLM, with `serve` and its arguments added"
-    )
-    arguments: tuple[str, ...] = Field(
-        default=(), max_length=256, description="further ones, for a vLLM that is started"
-    )
+    command: tuple[str, ...] = Field(default=("vllm",), min_length=1, description="what starts a vLLM server")
+    arguments: tuple[str, ...] = Field(default=(), description="more of `vllm serve`'s, for the one that is started")
     slots: int = Field(default=16, ge=1, le=4096, description="adapters that each vLLM server holds at once")
     api_key: SecretStr | None = Field(default=None, description="what the vLLM servers ask for")
     digest: Sha256 | None = Field(default=None, description="of the base's weights; absent, computed from `model`")
     priorities: bool = Field(default=False, description="whether the servers run `--scheduling-policy priority`")
     name: Name = Field(default=BASE_MODEL, description="what models call it in `base`")
-    model: Path | None = Field(
-        default=None, description="a folder of safetensors, or a name that vLLM knows; absent, SmolLM2 from its wheel"
+    model: str | None = Field(
+        default=None,
+        description="a folder of safetensors, or a name that vLLM knows; absent, SmolLM2 from its wheel",
     )
     context_tokens: int = Field(default=2048, ge=64, le=1_048_576)
     dtype: Literal["fp32", "bf16"] = "fp32"
@@ -182,9 +182,14 @@ class EngineSection(_Section):
             raise ValueError('servers are of kind = "vllm"')
         if repeated := [url for url, count in Counter(self.servers).items() if count > 1]:
             raise ValueError(f"servers has {repeated[0]} twice")
-        if self.servers and (self.command != ("vllm",) or self.arguments):
-            raise ValueError("command and arguments are for a vLLM that is started, and servers run already")
+        if self.digest is not None and self.folder is not None:
+            raise ValueError("digest is computed from model; give one of them")
         return self
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the model's files are, if `model` names a folder of this machine."""
+        return Path(self.model) if self.model is not None and Path(self.model).is_dir() else None
 
 
 class AdaptersSection(_Section):
@@ -431,14 +436,6 @@ class Settings(BaseSettings):
         )
 
     @model_validator(mode="after")
-    def _one_process_starts_vllm(self) -> Self:
-        if self.server.workers > 1 and self.engine.kind == "vllm" and not self.engine.servers:
-            raise ValueError(
-                "[server] workers above 1 share vLLM servers that run already; name them in [engine] servers"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _chain_is_named(self) -> Self:
         if self.settlement.method == "chain" and self.chain.contract is None:
             raise ValueError('[settlement] method = "chain" needs a [chain]; `tributary payouts deploy` makes one')
@@ -537,9 +534,18 @@ class Settings(BaseSettings):
         return Quorum(witnesses=witnesses, count=self.log.quorum)
 
     @model_validator(mode="after")
-    def _bases_are_run(self) -> Self:
+    def _sections_agree(self) -> Self:
         _require_bases(self)
+        _require_one_engine(self)
         return self
+
+
+def _require_one_engine(settings: Settings) -> None:
+    """Raise ValueError where several processes would each have a model of their own."""
+    if settings.server.workers > 1 and settings.engine.kind == "embedded":
+        raise ValueError(
+            'server.workers above 1 needs [engine] kind = "vllm"; the embedded engine lives in one process'
+        )
 
 
 def _require_bases(settings: Settings) -> None:
@@ -593,32 +599,25 @@ def _refuse_unknown_variables() -> None:
                 raise SettingsError(f"environment variable {variable}: there is no section {section!r}")
 
 
+def _anchored_model(folder: Path, model: str, kind: str) -> str:
+    """A folder's path made absolute. What is no folder may be a name that vLLM knows."""
+    path = folder / model
+    return str(path) if kind == "embedded" or path.is_dir() else model
+
+
 def _anchored(settings: Settings, folder: Path) -> Settings:
     """The same settings with every relative path made absolute against the configuration file's folder."""
     url = sa.make_url(settings.database.url)
     if url.get_backend_name() == "sqlite" and url.database:
         url = url.set(database=str(folder / url.database))
-    engine, chain_key = settings.engine, settings.chain.key_file
+    model, chain_key = settings.engine.model, settings.chain.key_file
     changes: dict[str, dict[str, object]] = {
         "database": {"url": url.render_as_string(hide_password=False)},
         "log": {"signing_key_file": folder / settings.log.signing_key_file},
-        "engine": {"model": _model(engine, folder), "command": _command(engine.command, folder)},
+        "engine": {"model": model and _anchored_model(folder, model, settings.engine.kind)},
         "chain": {"key_file": chain_key and folder / chain_key},
         "adapters": {"directory": folder / settings.adapters.directory},
         "retrieval": {"index_file": folder / settings.retrieval.index_file},
     }
     sections = {name: getattr(settings, name).model_copy(update=change) for name, change in changes.items()}
     return settings.model_copy(update=sections)
-
-
-def _model(engine: EngineSection, folder: Path) -> Path | None:
-    """The model's folder; vLLM also takes names, which look like relative paths of folders that are not there."""
-    if engine.model is None or (engine.kind == "vllm" and not (folder / engine.model).exists()):
-        return engine.model
-    return folder / engine.model
-
-
-def _command(command: tuple[str, ...], folder: Path) -> tuple[str, ...]:
-    """A program's path; a name alone is looked for on the PATH."""
-    program, *rest = command
-    return (str(folder / program) if "/" in program else program, *rest)

@@ -76,17 +76,18 @@ def measure(
     )
     with running(server):
         server.wait_until_answering(f"{url}/health", timeout_s=_START_S)
-        return [_compare(folder / str(count), url, folders[:count], asked) for count in counts]
+        return [_compare(folder / str(count), url, folders[:count], model, asked) for count in counts]
 
 
-def _compare(folder: Path, url: str, folders: Sequence[Path], asked: Asked) -> Comparison:
+def _compare(folder: Path, url: str, folders: Sequence[Path], model: Path, asked: Asked) -> Comparison:
     names = [at.name for at in folders]
     for at in folders:
         post(f"{url}/v1/load_lora_adapter", json.dumps({"lora_name": at.name, "lora_path": str(at)}).encode())
     direct = _load(Asking(url=url, model=",".join(names)), asked)
     for name in names:
         post(f"{url}/v1/unload_lora_adapter", json.dumps({"lora_name": name}).encode())
-    gateway = Gateway(folder, [url], loras={at.name: at for at in folders})
+    engine = [f"model = {json.dumps(str(model))}", f"slots = {len(names)}", "priorities = true"]
+    gateway = Gateway(folder, [url], loras={at.name: at for at in folders}, engine="\n".join(engine))
     with running(gateway.serve()):
         through = _load(gateway.asking(",".join(names)), asked)
         gateway.drain()

@@ -10,7 +10,7 @@ import socket
 import sys
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +22,7 @@ import structlog
 from gateway.engines.adapters import TARGET_MODULES
 from gateway.engines.base import EngineUnavailable
 from gateway.engines.vllm import leash
-from gateway.engines.vllm.engine import Dtype, VllmEngine
+from gateway.engines.vllm.engine import Dtype
 
 _DTYPES: Mapping[Dtype, str] = {"fp32": "float32", "bf16": "bfloat16"}
 # What vLLM makes of several projections at once.
@@ -279,29 +279,6 @@ class VllmServer:
         if self._reading is not None:
             await asyncio.wait({self._reading}, timeout=2)
             self._reading.cancel()
-
-
-async def start(spec: ServerSpec, *, base_model: str, base_digest: str, model_directory: Path | None) -> VllmEngine:
-    """Start a server and open it as an engine, which stops it when it is closed; see VllmEngine.open.
-
-    When the server dies it is started again, with the adapters that it had. Raises EngineUnavailable.
-    """
-    async with AsyncExitStack() as stack:
-        server = await stack.enter_async_context(VllmServer(spec))
-        engine = await VllmEngine.open(
-            server.url,
-            base_model=base_model,
-            base_digest=base_digest,
-            served_name=spec.served_name,
-            dtype=spec.dtype,
-            model_directory=model_directory,
-            max_rank=spec.max_rank,
-            api_key=server.api_key,
-            priorities=True,
-            on_close=stack.pop_all().aclose,
-        )
-        server.on_restart = engine.restore
-    return engine
 
 
 async def _ended(process: asyncio.subprocess.Process) -> int:
