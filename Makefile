@@ -32,6 +32,10 @@ demo: $(STAMP) ## Ask, attribute, pay, verify: the whole product on this machine
 test: $(STAMP) ## The whole default suite
 	$(BIN)/python -m pytest
 
+test-vllm: $(STAMP) ## A real vLLM (its CPU build, in an environment of its own) behind the gateway
+	$(BIN)/python -m tests.vllm.environment .venv-vllm
+	TRIBUTARY_TEST_VLLM=.venv-vllm $(BIN)/python -m pytest tests/vllm
+
 lint: $(STAMP) ## Style, types, and the arrows between the packages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -61,4 +65,4 @@ adapters: $(STAMP) ## Train the demo's two adapters again (some twenty minutes o
 	$(BIN)/python examples/train_adapters.py
 
 clean: ## Remove the environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-vllm .mypy_cache .ruff_cache .pytest_cache .hypothesis
