@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable
 
 import structlog
 
+from gateway.adapter_sources import SourceError
 from gateway.adapters import Adapter
 from gateway.catalogue import offered, publish
 from gateway.engines import EngineError
@@ -23,7 +24,16 @@ from gateway.transactions import DatabaseUnavailableError, Transactions
 from metering import Books, CommitError
 from retrieval import Embedder, EmbedderError
 
-EXPECTED = (SettingsError, RegistryError, EngineError, EmbedderError, CommitError, DatabaseUnavailableError, OSError)
+EXPECTED = (
+    SettingsError,
+    RegistryError,
+    SourceError,
+    EngineError,
+    EmbedderError,
+    CommitError,
+    DatabaseUnavailableError,
+    OSError,
+)
 log = structlog.get_logger(__name__)
 
 

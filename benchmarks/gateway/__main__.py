@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -84,8 +86,11 @@ def main() -> None:
     real.add_argument("--vllm-command", default="vllm", help="what runs vLLM, with arguments if need be")
     real.add_argument("--vllm-flags", default="", help="further flags of `vllm serve`")
     real.add_argument("--loras", type=int, nargs="+", default=[8, 16, 32, 64], help="how many answer in turn")
+    real.add_argument("--connections", type=int, default=64, help="that ask at once")
+    real.add_argument("--tokens", type=int, default=128, help="of an answer")
     arguments = parser.parse_args()
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what was started is stopped
     if arguments.vllm:
         print_vllm(arguments)
         return
@@ -274,10 +279,12 @@ def print_vllm(arguments: argparse.Namespace) -> None:
     """Through the gateway against direct, on a real vLLM server with many LoRAs."""
     print(f"{machine()}; {vllm.hardware()}")
     print(
-        f"{vllm.CONNECTIONS} connections, streams of {vllm.TOKENS} tokens, each from the next LoRA; through the gateway\n"
-        "every answer is committed, and attributed by scoring on the same server at low priority\n"
+        f"{arguments.connections} connections, streams of {arguments.tokens} tokens, each from the next LoRA; through\n"
+        "the gateway every answer is committed, and attributed by scoring on the same server at low priority\n"
     )
-    seconds = arguments.seconds or vllm.SECONDS
+    asked = vllm.Asked(
+        connections=arguments.connections, tokens=arguments.tokens, seconds=arguments.seconds or vllm.SECONDS
+    )
     with tempfile.TemporaryDirectory(prefix="bench-gateway-") as folder:
         compared = vllm.measure(
             Path(folder),
@@ -285,7 +292,7 @@ def print_vllm(arguments: argparse.Namespace) -> None:
             command=shlex.split(arguments.vllm_command),
             flags=shlex.split(arguments.vllm_flags),
             counts=arguments.loras,
-            seconds=seconds,
+            asked=asked,
         )
     print(f"{'':8}{'answers/s':>20}{'of':>8}{'first byte p50 ms':>20}{'first byte p99 ms':>20}{'not whole':>14}")
     print(f"{'LoRAs':8}{'direct':>10}{'through':>10}{'direct':>8}" + f"{'direct':>10}{'through':>10}" * 2, flush=True)

@@ -32,6 +32,7 @@ url = "{database}"
 kind = "vllm"
 name = "{base}"
 servers = {servers}
+{engine}
 
 [limits]
 default_max_tokens = 64
@@ -61,7 +62,7 @@ class Gateway:
     """A gateway in a folder of its own, with a caller who has credit, in front of servers.
 
     database: an SQLAlchemy URL; None for SQLite in the folder. loras: each answers under its name, beside the base.
-    limits: further lines of [limits].
+    engine, limits: further lines of [engine] and [limits].
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Gateway:
         database: str | None = None,
         loras: Mapping[str, Path] | None = None,
         cores: Sequence[int] = (),
+        engine: str = "",
         limits: str = "",
     ) -> None:
         self.config = folder / "tributary.toml"
@@ -84,6 +86,7 @@ class Gateway:
             "database": database or "sqlite:///tributary.db",
             "base": BASE,
             "servers": json.dumps(list(servers)),
+            "engine": engine,
             "limits": limits,
         }
         config = _CONFIG.format(**settings) + _MODEL.format(name=BASE_ONLY, base=BASE)

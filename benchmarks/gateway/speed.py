@@ -61,7 +61,7 @@ def measure(
 
     def spent(load: Load) -> tuple[Outcome, float, float]:
         """What came of it, and processor time in milliseconds an answer: until all is done, and at once."""
-        run(Load(**vars(load) | {"seconds": min(WARM_UP_S, seconds)}))
+        run(replace(load, seconds=min(WARM_UP_S, seconds)))
         settled()
         looks_s = [server.cpu_s() if server else 0.0]
         outcome = run(load)
@@ -75,10 +75,11 @@ def measure(
     burst = Load(asking=asking, connections=CONNECTIONS, seconds=seconds, cores=tuple(cores))
     upstream.pace(delay_ms=0, chunk_ms=0)
     chats, cpu_ms_request, at_once_ms_request = spent(burst)
-    streams, cpu_ms_stream, at_once_ms_stream = spent(Load(**vars(burst) | {"stream_every": 1}))
+    streams, cpu_ms_stream, at_once_ms_stream = spent(replace(burst, stream_every=1))
     upstream.pace(delay_ms=PACED_DELAY_MS, chunk_ms=PACED_CHUNK_MS)
-    slow = {"asking": replace(asking, max_tokens=PACED_TOKENS), "seconds": 2 * seconds, "pause_ms": PACED_PAUSE_MS}
-    paced, _, _ = spent(Load(**vars(burst) | slow | {"stream_every": 1}))
+    short = replace(asking, max_tokens=PACED_TOKENS)
+    slow = replace(burst, asking=short, stream_every=1, seconds=2 * seconds, pause_ms=PACED_PAUSE_MS)
+    paced, _, _ = spent(slow)
     return Figures(
         cpu_ms_request=cpu_ms_request,
         requests_s=chats.requests_s,

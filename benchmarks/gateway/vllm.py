@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.gateway import loras
@@ -18,15 +18,22 @@ from benchmarks.gateway.ours import BASE, Gateway
 from benchmarks.gateway.processes import Server, free_port, post, running
 
 SERVED = "base"
-CONNECTIONS = 64
-TOKENS = 128
 SECONDS = 60.0
 _START_S = 900
 
 
 @dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is asked for: streams of so many tokens, from so many connections, for so long."""
+
+    connections: int
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Answers of TOKENS tokens, as streams, from so many LoRAs in turn; asked directly and through the gateway."""
+    """Streams from so many LoRAs in turn, asked for directly and through the gateway."""
 
     loras: int
     direct: Outcome
@@ -46,7 +53,7 @@ class Comparison:
 
 
 def measure(
-    folder: Path, model: Path, *, command: Sequence[str], flags: Sequence[str], counts: Sequence[int], seconds: float
+    folder: Path, model: Path, *, command: Sequence[str], flags: Sequence[str], counts: Sequence[int], asked: Asked
 ) -> list[Comparison]:
     """Compare with each number of LoRAs. model: a folder of the Llama family. command: what runs vLLM, then flags."""
     most = max(counts)
@@ -69,26 +76,32 @@ def measure(
     )
     with running(server):
         server.wait_until_answering(f"{url}/health", timeout_s=_START_S)
-        return [_compare(folder / str(count), url, folders[:count], seconds) for count in counts]
+        return [_compare(folder / str(count), url, folders[:count], model, asked) for count in counts]
 
 
-def _compare(folder: Path, url: str, folders: Sequence[Path], seconds: float) -> Comparison:
+def _compare(folder: Path, url: str, folders: Sequence[Path], model: Path, asked: Asked) -> Comparison:
     names = [at.name for at in folders]
     for at in folders:
         post(f"{url}/v1/load_lora_adapter", json.dumps({"lora_name": at.name, "lora_path": str(at)}).encode())
-    direct = _load(Asking(url=url, model=",".join(names), max_tokens=TOKENS), seconds)
+    direct = _load(Asking(url=url, model=",".join(names)), asked)
     for name in names:
         post(f"{url}/v1/unload_lora_adapter", json.dumps({"lora_name": name}).encode())
-    gateway = Gateway(folder, [url], loras={at.name: at for at in folders})
+    engine = [f"model = {json.dumps(str(model))}", f"slots = {len(names)}", "priorities = true"]
+    gateway = Gateway(folder, [url], loras={at.name: at for at in folders}, engine="\n".join(engine))
     with running(gateway.serve()):
-        through = _load(Asking(**vars(gateway.asking(",".join(names))) | {"max_tokens": TOKENS}), seconds)
+        through = _load(gateway.asking(",".join(names)), asked)
         gateway.drain()
     return Comparison(loras=len(names), direct=direct, through=through)
 
 
-def _load(asking: Asking, seconds: float) -> Outcome:
-    load = Load(asking=asking, connections=CONNECTIONS, seconds=seconds, stream_every=1)
-    run(Load(**vars(load) | {"seconds": seconds / 4}))
+def _load(asking: Asking, asked: Asked) -> Outcome:
+    load = Load(
+        asking=replace(asking, max_tokens=asked.tokens),
+        connections=asked.connections,
+        seconds=asked.seconds,
+        stream_every=1,
+    )
+    run(replace(load, seconds=asked.seconds / 4))
     return run(load)
 
 

@@ -10,8 +10,9 @@ def fewest_loads(adapters: Sequence[str], slots: int) -> int:
     """Loads on demand that serving these requests takes at least, on replicas that have so many slots together.
 
     Whatever a fleet does, the adapters that it holds or loads are at most `slots`, and a request for any other loads
-    one: it is a paging schedule of one cache. Belady's rule, which evicts what is needed furthest in the future, loads
-    least; so it does from the best contents to begin with, the first distinct adapters that will be asked for.
+    one: while requests go to replicas in the order in which they come, it is a paging schedule of one cache. Belady's
+    rule, which evicts what is needed furthest in the future, loads least; so it does from the best contents to begin
+    with, the first distinct adapters that will be asked for.
     """
     never = len(adapters)
     next_use = [never] * len(adapters)

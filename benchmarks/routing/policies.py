@@ -9,6 +9,7 @@ from benchmarks.routing.simulation import Machine, Policy
 from gateway.routing.placement import Choice, Placement, Standing, Tuning, rendezvous
 from gateway.routing.residency import Residency
 
+OURS = "ours"
 LRU = 1.0
 
 
@@ -77,7 +78,7 @@ class ConsistentHashing(_Simple):
 def policies(machine: Machine, seed: int) -> dict[str, Policy]:
     """Every policy under the name that the table gives it."""
     return {
-        "ours": Ours(machine, seed),
+        OURS: Ours(machine, seed),
         "ours, plain LRU": Ours(machine, seed, memory=LRU),
         "round-robin": RoundRobin(machine),
         "least-loaded": LeastLoaded(machine),

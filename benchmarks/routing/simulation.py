@@ -100,6 +100,7 @@ class Simulation:
         self.outcomes = [Outcome() for _ in requests]
         self.load_starts: list[int] = []  # which request each load on demand was for
         self.copies = 0
+        self.deferred = 0  # requests that found no replica with room, and so went after some that came later
         if death is not None:
             self._at_time(death.at_s, "die", death.replica)
             self._at_time(death.at_s + death.back_s, "back", death.replica)
@@ -115,6 +116,7 @@ class Simulation:
                 self._now_s = self._requests[arriving].at_s
                 if not self._dispatch(arriving):
                     self._waiting.append(arriving)
+                    self.deferred += 1
                 arriving += 1
             else:
                 self._now_s, _, kind, subject, number = heapq.heappop(self._events)

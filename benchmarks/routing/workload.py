@@ -12,7 +12,7 @@ import numpy as np
 class Load:
     """What arrives. arrivals_s is Poisson; drift: how many times over the run the ranks are dealt anew, in part."""
 
-    requests: int = 40_000
+    requests: int = 24_000
     adapters: int = 1000
     zipf: float = 1.0
     rate_s: float = 24.0
@@ -32,7 +32,8 @@ class Request:
 def popularity(load: Load) -> np.ndarray:
     """The part of the requests that each rank gets, most popular first."""
     weights = 1 / np.arange(1, load.adapters + 1) ** load.zipf
-    return weights / weights.sum()
+    parts: np.ndarray = weights / weights.sum()
+    return parts
 
 
 def generate(load: Load, seed: int) -> list[Request]:
