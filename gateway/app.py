@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 
 import structlog
 from fastapi import FastAPI
@@ -19,6 +20,7 @@ from gateway.admission import Admission
 from gateway.api import answers as answer_routes
 from gateway.api import contributors, feedback, models, openai, operations, payouts, responses, transparency
 from gateway.api.described import describe
+from gateway.api.hot import HotRoutes, endpoints
 from gateway.api.responses_requests import ResponsesRequest
 from gateway.auth import KeyRing
 from gateway.catalogue import Catalogue, offered, publish
@@ -65,7 +67,7 @@ def make_engine(settings: Settings) -> Engine | Mapping[str, OpenEngine]:
 
     chosen = settings.engine
     return EmbeddedEngine.open(
-        chosen.model or base_model_directory(),
+        Path(chosen.model) if chosen.model else base_model_directory(),
         base_model=chosen.name,
         context_tokens=chosen.context_tokens,
         dtype=chosen.dtype,
@@ -77,14 +79,18 @@ def make_engine(settings: Settings) -> Engine | Mapping[str, OpenEngine]:
 def _vllm_servers(settings: Settings) -> dict[str, OpenEngine]:
     """The servers by what their addresses say after the scheme: the same in every gateway that shares them."""
     from gateway.engines.vllm import VllmEngine  # noqa: PLC0415 - takes aiohttp along, which an embedded engine does not
-    from gateway.engines.weights import base_model_directory, model_digest  # noqa: PLC0415
+    from gateway.engines.weights import WeightsError, base_model_directory, model_digest  # noqa: PLC0415
 
     chosen = settings.engine
     if not chosen.servers:
-        raise EngineUnavailable('[engine] kind = "vllm" needs servers')
+        raise EngineUnavailable('[engine] kind = "vllm" names no servers; `tributary serve` starts one')
     directory, digest = None, chosen.digest
     if digest is None:
-        directory = chosen.model or base_model_directory()
+        directory = base_model_directory() if chosen.model is None else chosen.folder
+        if directory is None:
+            raise WeightsError(
+                f"engine.model is {chosen.model!r}, no folder here; set engine.digest, the SHA-256 of its weights"
+            )
         digest = model_digest(directory)
     api_key = chosen.api_key.get_secret_value() if chosen.api_key else None
 
@@ -276,6 +282,7 @@ def create_app(
     routers = (openai, responses, models, answer_routes, feedback, contributors, payouts, transparency, operations)
     for routes in routers:
         app.include_router(routes.router)
+    app.add_middleware(HotRoutes, hot=endpoints(openai.router, responses.router))
     app.add_middleware(Observed)
     describe(app, ResponsesRequest)
     return app

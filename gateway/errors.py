@@ -90,6 +90,8 @@ RATE_LIMITS = {
     "tokens_per_minute": Reply(status=429, type="tokens", code="rate_limit_exceeded"),
 }
 
+EXPECTED: tuple[type[Exception], ...] = (*TABLE, BadRequestError)
+
 
 def body_of(error: BaseException) -> tuple[int, dict[str, object]]:
     """The status and the body for an exception."""
@@ -115,11 +117,12 @@ def install(app: FastAPI) -> None:
     """Answer every exception in OpenAI's shape."""
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)
-    for kind in (*TABLE, BadRequestError, Exception):
-        app.add_exception_handler(kind, _ours)
+    for kind in (*EXPECTED, Exception):
+        app.add_exception_handler(kind, answer)
 
 
-async def _ours(_request: Request, error: Exception) -> JSONResponse:
+async def answer(_request: Request, error: Exception) -> JSONResponse:
+    """The reply to an exception, with the headers that belong to it; what is our fault is logged."""
     status, body = body_of(error)
     if status == 500:
         log.error("request_failed", exc_info=error)

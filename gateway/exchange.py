@@ -246,3 +246,13 @@ class Answer:
     def end(self, failure: Exception | None) -> None:
         """Let the client's last byte go, or tell it what went wrong."""
         self._deltas.put_nowait(failure)
+
+
+async def up_to_first_token(deltas: AsyncIterator[Delta]) -> list[Delta]:
+    """The first deltas of an answer. Nothing is sent before them, so that a failure gets a status of its own."""
+    found = []
+    async for delta in deltas:
+        found.append(delta)
+        if delta.token_ids or delta.finish_reason is not None:
+            break
+    return found

@@ -150,17 +150,27 @@ class WitnessSection(_Section):
         return WitnessVerifier.parse(self.key)
 
 
+EngineKind = Literal["embedded", "vllm"]
+
+
 class EngineSection(_Section):
     """What generates and scores."""
 
-    kind: Literal["embedded", "vllm"] = "embedded"
-    servers: tuple[HttpUrl, ...] = Field(default=(), max_length=256, description="vLLM servers that run already")
+    kind: EngineKind = "embedded"
+    servers: tuple[HttpUrl, ...] = Field(
+        default=(), max_length=256, description="vLLM servers that run already; absent, `serve` starts one"
+    )
+    command: tuple[str, ...] = Field(default=("vllm",), min_length=1, description="what starts a vLLM server")
+    arguments: tuple[str, ...] = Field(default=(), description="more of `vllm serve`'s, for the one that is started")
     slots: int = Field(default=16, ge=1, le=4096, description="adapters that each vLLM server holds at once")
     api_key: SecretStr | None = Field(default=None, description="what the vLLM servers ask for")
     digest: Sha256 | None = Field(default=None, description="of the base's weights; absent, computed from `model`")
     priorities: bool = Field(default=False, description="whether the servers run `--scheduling-policy priority`")
     name: Name = Field(default=BASE_MODEL, description="what models call it in `base`")
-    model: Path | None = Field(default=None, description="a folder of safetensors; absent, SmolLM2 from its wheel")
+    model: str | None = Field(
+        default=None,
+        description="a folder of safetensors, or a name that vLLM knows; absent, SmolLM2 from its wheel",
+    )
     context_tokens: int = Field(default=2048, ge=64, le=1_048_576)
     dtype: Literal["fp32", "bf16"] = "fp32"
     device: str = "cpu"
@@ -172,9 +182,14 @@ class EngineSection(_Section):
             raise ValueError('servers are of kind = "vllm"')
         if repeated := [url for url, count in Counter(self.servers).items() if count > 1]:
             raise ValueError(f"servers has {repeated[0]} twice")
-        if self.digest is not None and self.model is not None:
+        if self.digest is not None and self.folder is not None:
             raise ValueError("digest is computed from model; give one of them")
         return self
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the model's files are, if `model` names a folder of this machine."""
+        return Path(self.model) if self.model is not None and Path(self.model).is_dir() else None
 
 
 class AdaptersSection(_Section):
@@ -519,9 +534,18 @@ class Settings(BaseSettings):
         return Quorum(witnesses=witnesses, count=self.log.quorum)
 
     @model_validator(mode="after")
-    def _bases_are_run(self) -> Self:
+    def _sections_agree(self) -> Self:
         _require_bases(self)
+        _require_one_engine(self)
         return self
+
+
+def _require_one_engine(settings: Settings) -> None:
+    """Raise ValueError where several processes would each have a model of their own."""
+    if settings.server.workers > 1 and settings.engine.kind == "embedded":
+        raise ValueError(
+            'server.workers above 1 needs [engine] kind = "vllm"; the embedded engine lives in one process'
+        )
 
 
 def _require_bases(settings: Settings) -> None:
@@ -575,6 +599,12 @@ def _refuse_unknown_variables() -> None:
                 raise SettingsError(f"environment variable {variable}: there is no section {section!r}")
 
 
+def _anchored_model(folder: Path, model: str, kind: str) -> str:
+    """A folder's path made absolute. What is no folder may be a name that vLLM knows."""
+    path = folder / model
+    return str(path) if kind == "embedded" or path.is_dir() else model
+
+
 def _anchored(settings: Settings, folder: Path) -> Settings:
     """The same settings with every relative path made absolute against the configuration file's folder."""
     url = sa.make_url(settings.database.url)
@@ -584,7 +614,7 @@ def _anchored(settings: Settings, folder: Path) -> Settings:
     changes: dict[str, dict[str, object]] = {
         "database": {"url": url.render_as_string(hide_password=False)},
         "log": {"signing_key_file": folder / settings.log.signing_key_file},
-        "engine": {"model": model and folder / model},
+        "engine": {"model": model and _anchored_model(folder, model, settings.engine.kind)},
         "chain": {"key_file": chain_key and folder / chain_key},
         "adapters": {"directory": folder / settings.adapters.directory},
         "retrieval": {"index_file": folder / settings.retrieval.index_file},

@@ -46,7 +46,7 @@ class Gateway:
         return self.router.names.catalogue
 
 
-def _gateway(request: Request) -> Gateway:
+async def _gateway(request: Request) -> Gateway:  # a function that is not async would be run in a thread
     gateway: Gateway = request.app.state.gateway
     return gateway
 

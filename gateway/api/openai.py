@@ -27,7 +27,7 @@ from gateway.auth import Principal
 from gateway.embeddings import Embedded
 from gateway.engines import Delta, SamplingParams
 from gateway.errors import BadRequestError
-from gateway.exchange import Answer, Question, Said, last_user_message
+from gateway.exchange import Answer, Question, Said, last_user_message, up_to_first_token
 from gateway.idempotency import JSON_TYPE, Claim, Replay
 from gateway.state import Gateway, GatewayState, KeyHolder
 
@@ -150,7 +150,7 @@ async def _answer(
             async for _ in deltas:
                 pass
             return Response(whole(_told(answer), shape), media_type=JSON_TYPE, headers=_headers(answer))
-        first = await _first(deltas)
+        first = await up_to_first_token(deltas)
     except BaseException:
         answer.abandon()
         raise
@@ -160,16 +160,6 @@ async def _answer(
 
 def _headers(answer: Answer) -> dict[str, str]:
     return answer_headers(answer.request_id, answer.question.model.name)
-
-
-async def _first(deltas: AsyncIterator[Delta]) -> list[Delta]:
-    """The deltas up to the first token. Until then nothing is sent, so that an engine's failure gets its own status."""
-    found = []
-    async for delta in deltas:
-        found.append(delta)
-        if delta.token_ids or delta.finish_reason is not None:
-            break
-    return found
 
 
 async def _events(

@@ -17,7 +17,7 @@ from gateway.api.wire import EventStream
 from gateway.catalogue import ServedModel
 from gateway.engines import Delta, SamplingParams
 from gateway.errors import BadRequestError
-from gateway.exchange import Answer, Question, Said, last_user_message
+from gateway.exchange import Answer, Question, Said, last_user_message, up_to_first_token
 from gateway.grounding import Message
 from gateway.idempotency import Replay
 from gateway.routing.names import Resolved
@@ -52,7 +52,7 @@ async def create_response(request: Request, gateway: GatewayState, caller: KeyHo
                 writer.write(delta)
             content = writer.whole(answer.said.finish_reason, answer.attribution)
             return JSONResponse(content, headers=headers)
-        first = await _first(deltas)
+        first = await up_to_first_token(deltas)
     except BaseException:
         answer.abandon()
         raise
@@ -96,16 +96,6 @@ def _unsupported(field: str, model: ServedModel) -> BadRequestError:
 
 def _writer(request_id: str, said: Said, body: ResponsesRequest) -> ResponseWriter:
     return ResponseWriter(request_id=request_id, model=said.model, created_s=said.created_s, asked=body.repeated)
-
-
-async def _first(deltas: AsyncIterator[Delta]) -> list[Delta]:
-    """The deltas up to the first token. Until then nothing is sent, so that an engine's failure gets its own status."""
-    found = []
-    async for delta in deltas:
-        found.append(delta)
-        if delta.token_ids or delta.finish_reason is not None:
-            break
-    return found
 
 
 async def _events(

@@ -8,6 +8,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Annotated
@@ -20,10 +21,11 @@ from starlette.applications import Starlette
 
 from gateway.app import create_app
 from gateway.cli.context import DEFAULT_CONFIG, ConfigOption, JsonOption, out, print_json, say
+from gateway.cli.engine_server import override_engine, servers_running
 from gateway.cli.workers import Lifeline, run_workers, worker_settings
 from gateway.database import Database, DatabaseError
 from gateway.observe import configure_logging
-from gateway.settings import AUTO, LogSection, Settings, load
+from gateway.settings import AUTO, EngineKind, LogSection, Settings, load
 from ledger_client import Log, Signer
 
 log = structlog.get_logger(__name__)
@@ -84,20 +86,28 @@ def serve(
     config: ConfigOption = DEFAULT_CONFIG,
     host: Annotated[str | None, typer.Option(help="Overrides [server] host.")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Overrides [server] port.")] = None,
+    engine: Annotated[EngineKind | None, typer.Option(help="Overrides [engine] kind.")] = None,
+    model: Annotated[str | None, typer.Option(help="Overrides [engine] model: a folder, or a name.")] = None,
 ) -> None:
-    """Run the gateway until it is told to stop; then finish and meter what is being answered."""
+    """Run the gateway until it is told to stop; then finish and meter what is being answered.
 
-    def read() -> Settings:
-        return load(config)
-
-    settings = read()
+    With vLLM as its engine and no servers to use, it starts one, and starts it again when it dies.
+    """
+    override_engine(kind=engine, model=str(Path(model).resolve()) if model and Path(model).is_dir() else model)
+    settings = load(config)
     with bind(host or settings.server.host, settings.server.port if port is None else port) as listener:
         configure_logging()
         drop_stalled(listener, settings.limits.stall_s)
+        asyncio.run(_serve(config, settings, listener))
+
+
+async def _serve(config: Path, settings: Settings, listener: socket.socket) -> None:
+    async with servers_running(settings):
+        settings = load(config)
         if settings.server.workers == 1:
-            asyncio.run(run(create_app(settings), listener, read=read))
+            await run(create_app(settings), listener, read=partial(load, config))
         else:
-            asyncio.run(run_workers(settings, config, listener))
+            await run_workers(settings, config, listener)
 
 
 def serve_worker(

@@ -70,7 +70,7 @@ async def test_a_prompt_of_token_ids_is_read_as_it_is(site: Site) -> None:
     found = response.json()
     assert found["choices"][0]["text"] == site.engine.text
     assert found["usage"]["prompt_tokens"] == 2
-    assert found["attribution"]["status"] == "pending"
+    assert found["attribution"]["status"] == "not_applicable"
     assert site.engine.prompts == ["AB"]
 
 

@@ -154,7 +154,7 @@ def test_relative_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     assert settings.retrieval.index_file == tmp_path / "passages.faiss"
     assert settings.engine.model is None
     settings = load(write(tmp_path, "[engine]\nmodel = 'weights'\n[database]\nurl = 'sqlite+pysqlite:///books/t.db'\n"))
-    assert settings.engine.model == tmp_path / "weights"
+    assert settings.engine.model == str(tmp_path / "weights")
     assert settings.database.url == f"sqlite+pysqlite:///{tmp_path / 'books/t.db'}"
 
 

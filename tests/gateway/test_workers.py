@@ -41,7 +41,8 @@ main()
 def site(tmp_path: Path) -> Site:
     site = Site(tmp_path)
     settings = f"[server]\nport = 0\nworkers = {WORKERS}\n"
-    site.config.write_text(settings + site.config.read_text())
+    elsewhere = '[engine]\nkind = "vllm"\nservers = ["http://127.0.0.1:9"]'  # a fake takes its place
+    site.config.write_text(settings + site.config.read_text().replace("[engine]", elsewhere))
     return site
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from gateway.app import create_app
+from gateway.app import MakeEngine, create_app
 from gateway.auth import find_key
 from gateway.cli.context import office
 from metering import Budget
@@ -18,22 +18,24 @@ TEXT = "The bell was cast by Petra in 1803, of bronze."
 
 
 @contextmanager
-def listening(site: Site) -> Iterator[Target]:
-    """The gateway of a site, until the block ends."""
+def listening(
+    site: Site, engine: MakeEngine | None = None, *, takes: frozenset[str] | None = None, timeout_s: float = 30
+) -> Iterator[Target]:
+    """The gateway of a site, until the block ends. engine, takes: another than the site's, and the options it takes."""
     limited = site.new_caller("limited")
     with office(site.config) as o, o.write() as transaction:
         o.books.set_budget(
             transaction, Budget(subject=find_key(transaction.connection, "limited").key_id, requests_per_minute=0)
         )
-    app = create_app(site.settings, engine=lambda _: site.engine, embedder=lambda _: site.embedder)
+    app = create_app(site.settings, engine=engine or (lambda _: site.engine), embedder=lambda _: site.embedder)
     with serving(app, lifespan="on") as url:
         yield Target(
             base_url=f"{url}/v1",
             key=site.secret,
             chat="plain",
             embedding="vectors",
-            takes=site.engine.options,
-            timeout_s=30,
+            takes=site.engine.options if takes is None else takes,
+            timeout_s=timeout_s,
             poor_key=site.new_caller("poor", credit_nano=1),
             limited_key=limited,
         )
