@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import AsyncIterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +91,9 @@ async def client(server: Server) -> AsyncIterator[httpx.AsyncClient]:
 
 
 def test_events_and_bodies_are_vllms_byte_for_byte() -> None:
-    assert [event.decode() for event in shapes.Chat.events(an_ask())] == [f"data: {e}\n\n" for e in CHAT_EVENTS]
-    completion = [event.decode() for event in shapes.Completion.events(an_ask())]
-    assert completion == [f"data: {e}\n\n" for e in COMPLETION_EVENTS]
+    chat, completion = shapes.Chat.steps(an_ask()), shapes.Completion.steps(an_ask())
+    assert [event.decode() for event in chain(*chat)] == [f"data: {e}\n\n" for e in CHAT_EVENTS]
+    assert [event.decode() for event in chain(*completion)] == [f"data: {e}\n\n" for e in COMPLETION_EVENTS]
     assert shapes.Chat.whole(an_ask()).decode() == CHAT_WHOLE
     rows = shapes.scored((1, 2), (0.0, -1.5), text=False)
     assert shapes.Completion.whole(an_ask(), rows).decode() == COMPLETION_WHOLE
@@ -144,6 +145,14 @@ async def test_a_stream_says_what_the_whole_says(client: httpx.AsyncClient) -> N
     assert events[-1]["usage"]["total_tokens"] == whole["usage"]["total_tokens"]
     rendered = (await client.post("/tokenize", json={"model": "m", "messages": MESSAGES})).json()
     assert rendered["tokens"] == whole["prompt_token_ids"]
+
+
+async def test_choices_grow_side_by_side_and_the_first_token_comes_with_the_role(client: httpx.AsyncClient) -> None:
+    asked = CHAT | {"stream": True, "n": 2, "max_tokens": 3}
+    events = [event["choices"][0] for event in await events_of(client, "/v1/chat/completions", asked)]
+    assert [event["index"] for event in events] == [0, 1] * 4
+    assert ["role" in event["delta"] for event in events] == [True] * 2 + [False] * 6
+    assert [event["finish_reason"] for event in events] == [None] * 6 + ["length"] * 2
 
 
 async def test_choices_log_probabilities_and_tools(client: httpx.AsyncClient) -> None:

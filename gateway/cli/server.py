@@ -87,9 +87,7 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Overrides [server] host.")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Overrides [server] port.")] = None,
     engine: Annotated[EngineKind | None, typer.Option(help="Overrides [engine] kind.")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Overrides [engine] model: a folder, or a name.")
-    ] = None,
+    model: Annotated[str | None, typer.Option(help="Overrides [engine] model: a folder, or a name.")] = None,
 ) -> None:
     """Run the gateway until it is told to stop; then finish and meter what is being answered.
 

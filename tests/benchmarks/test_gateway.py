@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gateway import speed
+from benchmarks.gateway import __main__ as benchmark
+from benchmarks.gateway import loras, speed
 from benchmarks.gateway.client import Asking, Client, Reply
 from benchmarks.gateway.faults import as_seen
 from benchmarks.gateway.load import Load, generate, quantile
@@ -18,6 +19,7 @@ from benchmarks.gateway.memory import Growth
 from benchmarks.gateway.peers import Peer, PeerAbsent
 from benchmarks.gateway.reconcile import Logged, Seen, reconcile
 from benchmarks.gateway.speed import Figures
+from gateway.engines.adapters import AdapterFiles
 from tests.stand_in.kit import Server, stand_in
 
 FIGURES = Figures(
@@ -186,3 +188,33 @@ def test_a_peer_that_cannot_be_installed_says_why(tmp_path: Path, monkeypatch: p
     )
     with pytest.raises(PeerAbsent, match="no version 1"):
         peer.folder()
+
+
+# -- the whole --
+
+
+def test_random_loras_are_ones_that_an_engine_takes(tmp_path: Path) -> None:
+    config = {"hidden_size": 24, "num_attention_heads": 3, "num_key_value_heads": 1, "num_hidden_layers": 2}
+    for seed in (1, 2):
+        loras.write(tmp_path / str(seed), config, base="tiny", seed=seed)
+    first, second = (AdapterFiles.read(tmp_path / name) for name in ("1", "2"))
+    assert first.digest != second.digest
+    modules = {"q_proj": (24, 24), "k_proj": (24, 8), "v_proj": (24, 8), "o_proj": (24, 24)}
+    shapes = {f"model.layers.{layer}.self_attn.{name}": shape for layer in range(2) for name, shape in modules.items()}
+    first.check_fits(base_model="tiny", base_shapes=shapes)
+
+
+def test_the_last_line_has_every_figure_and_nothing_is_lost_under_fire(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["benchmarks.gateway", "--quick", "--only", "memory", "faults"])
+    benchmark.main()
+    *table, last = capsys.readouterr().out.splitlines()
+    assert any("engine kills" in line for line in table)
+    marker, _, figures = last.partition(" ")
+    result = json.loads(figures)
+    assert marker == "RESULT"
+    assert set(benchmark.KEYS) <= result.keys()
+    assert result["unlogged_answers"] == result["unasked_entries"] == result["miscounted_answers"] == 0
+    assert result["open_intents"] == result["fsck_findings"] == 0
+    assert -0.5 < result["memory_growth"] < 0.5

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ class StandIn:
         most = asked.get("max_completion_tokens")
         most = asked.get("max_tokens") if most is None else most
         ask = self._ask(request, asked, prompt, adapter, "chatcmpl-", most, top=top, call=call)
-        return self._answer(ask, fault, connection, shapes.Chat.events, shapes.Chat.whole)
+        return self._answer(ask, fault, connection, shapes.Chat.steps, shapes.Chat.whole)
 
     def _completion(self, request: Request, connection: Connection) -> bytes | Coroutine[Any, Any, None]:
         asked = orjson.loads(request.body)
@@ -125,7 +126,7 @@ class StandIn:
         ask = self._ask(
             request, asked, prompt, adapter, "cmpl-", asked.get("max_tokens", 16), top=asked.get("logprobs")
         )
-        return self._answer(ask, fault, connection, shapes.Completion.events, shapes.Completion.whole)
+        return self._answer(ask, fault, connection, shapes.Completion.steps, shapes.Completion.whole)
 
     def _ask(
         self,
@@ -169,7 +170,7 @@ class StandIn:
         ask: Ask,
         fault: Fault | None,
         connection: Connection,
-        events: Callable[[Ask], list[bytes]],
+        steps: Callable[[Ask], list[list[bytes]]],
         whole: Callable[[Ask], bytes],
     ) -> bytes | Coroutine[Any, Any, None]:
         _before(fault)
@@ -178,8 +179,8 @@ class StandIn:
         quick = fault is None and not self.options.delay_ms
         if ask.stream:
             if quick and not self.options.chunk_ms:
-                return STREAM_HEAD + b"".join(map(frame, [*events(ask), DONE])) + STREAM_END
-            return self._counted(ask.adapter, self._stream(events(ask), fault, connection))
+                return STREAM_HEAD + b"".join(map(frame, [*chain(*steps(ask)), DONE])) + STREAM_END
+            return self._counted(ask.adapter, self._stream(steps(ask), fault, connection))
         if fault == "event":
             raise Refusal(500, "Internal server error", "InternalServerError")
         # Nothing leaves before the last token is there.
@@ -188,16 +189,17 @@ class StandIn:
             return response(200, whole(ask))
         return self._counted(ask.adapter, self._whole(response(200, whole(ask)), wait_s, fault, connection))
 
-    async def _stream(self, events: Sequence[bytes], fault: Fault | None, connection: Connection) -> None:
+    async def _stream(self, steps: Sequence[Sequence[bytes]], fault: Fault | None, connection: Connection) -> None:
         write = connection.transport.write
         if fault == "hang":
             await asyncio.sleep(_FOREVER_S)
         await asyncio.sleep(self.options.delay_ms / 1000)
         write(STREAM_HEAD)
-        middle = len(events) // 2
         between_s = DRIP_S if fault == "drip" else self.options.chunk_ms / 1000
-        for place, event in enumerate(events):
-            if place == middle and fault in {"cut", "stall", "event"}:
+        for place, events in enumerate(steps):
+            if place and between_s:
+                await asyncio.sleep(between_s)
+            if place == len(steps) // 2 and fault in {"cut", "stall", "event"}:
                 if fault == "stall":
                     await asyncio.sleep(_FOREVER_S)
                 if fault == "event":
@@ -205,9 +207,8 @@ class StandIn:
                 else:
                     connection.cut()
                 return
-            write(frame(event))
-            if between_s:
-                await asyncio.sleep(between_s)
+            for event in events:
+                write(frame(event))
         write(frame(DONE) + STREAM_END)
 
     async def _whole(self, answer: bytes, wait_s: float, fault: Fault | None, connection: Connection) -> None:

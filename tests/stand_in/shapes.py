@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,39 +59,38 @@ class Chat:
     """/v1/chat/completions."""
 
     @staticmethod
-    def events(ask: Ask) -> list[bytes]:
-        """Every event of the stream, `[DONE]` excepted."""
+    def steps(ask: Ask) -> list[list[bytes]]:
+        """The events of the stream, `[DONE]` excepted, by the step of the model that brings them about."""
         head = b'data: {"id":"%b","object":"chat.completion.chunk","created":%d,"model":%b,"choices":[' % (
             ask.id.encode(),
             ask.created,
             orjson.dumps(ask.model),
         )
+
+        def event(index: int, choice: Choice, place: int) -> bytes:
+            delta = _chat_delta(choice, place, ask.call)
+            logprobs = b"null"
+            if ask.top is not None:
+                logprobs = orjson.dumps({"content": [_chat_logprob(choice, place, ask.top)]})
+            finish = b"null" if place < len(choice.ids) - 1 else _finish(choice, ask.call)
+            ids = b"[%d]" % choice.ids[place] if ask.ids else b"null"
+            return b'%b{"index":%d,"delta":{%b},"logprobs":%b,"finish_reason":%b,"token_ids":%b}]}\n\n' % (
+                head,
+                index,
+                delta,
+                logprobs,
+                finish,
+                ids,
+            )
+
         prompt = orjson.dumps(ask.prompt) if ask.ids else b"null"
-        events = [
+        # vLLM says whose turn it is when the first token is there, and not before.
+        roles = [
             b'%b{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}],'
             b'"prompt_token_ids":%b,"prompt_text":null}\n\n' % (head, index, prompt)
             for index in range(len(ask.choices))
         ]
-        plain = ask.top is None
-        for index, choice in enumerate(ask.choices):
-            last = len(choice.ids) - 1
-            for place, token_id in enumerate(choice.ids):
-                delta = _chat_delta(choice, place, ask.call)
-                logprobs = b"null" if plain else orjson.dumps({"content": [_chat_logprob(choice, place, ask.top or 0)]})
-                finish = b"null" if place < last else _finish(choice, ask.call)
-                ids = b"[%d]" % token_id if ask.ids else b"null"
-                events.append(
-                    b'%b{"index":%d,"delta":{%b},"logprobs":%b,"finish_reason":%b,"token_ids":%b}]}\n\n'
-                    % (head, index, delta, logprobs, finish, ids)
-                )
-        if ask.usage:
-            events.append(
-                b'%b],"usage":%b,"system_fingerprint":"%b"}\n\n'
-                % (head, orjson.dumps(usage(ask)), FINGERPRINT.encode())
-            )
-        else:
-            events[-1] = events[-1].replace(b"}]}\n\n", b'}],"system_fingerprint":"%b"}\n\n' % FINGERPRINT.encode())
-        return events
+        return _with_usage(ask, head, roles, event)
 
     @staticmethod
     def whole(ask: Ask) -> bytes:
@@ -119,33 +118,25 @@ class Completion:
     """/v1/completions."""
 
     @staticmethod
-    def events(ask: Ask) -> list[bytes]:
-        """Every event of the stream, `[DONE]` excepted."""
+    def steps(ask: Ask) -> list[list[bytes]]:
+        """The events of the stream, `[DONE]` excepted, by the step of the model that brings them about."""
         head = b'data: {"id":"%b","object":"text_completion","created":%d,"model":%b,"choices":[' % (
             ask.id.encode(),
             ask.created,
             orjson.dumps(ask.model),
         )
-        events = []
-        for index, choice in enumerate(ask.choices):
-            last = len(choice.ids) - 1
-            for place, token_id in enumerate(choice.ids):
-                logprobs = b"null" if ask.top is None else orjson.dumps(_completion_logprobs(choice, place, place + 1))
-                finish = b'null,"stop_reason":null' if place < last else _finish(choice, None)
-                prompt = orjson.dumps(ask.prompt) if ask.ids and place == 0 else b"null"
-                ids = b"[%d]" % token_id if ask.ids else b"null"
-                events.append(
-                    b'%b{"index":%d,"text":"%b","logprobs":%b,"finish_reason":%b,"prompt_token_ids":%b,"token_ids":%b}]'
-                    b"}\n\n" % (head, index, choice.escaped[place], logprobs, finish, prompt, ids)
-                )
-        if ask.usage:
-            events.append(
-                b'%b],"usage":%b,"system_fingerprint":"%b"}\n\n'
-                % (head, orjson.dumps(usage(ask)), FINGERPRINT.encode())
+
+        def event(index: int, choice: Choice, place: int) -> bytes:
+            logprobs = b"null" if ask.top is None else orjson.dumps(_completion_logprobs(choice, place, place + 1))
+            finish = b'null,"stop_reason":null' if place < len(choice.ids) - 1 else _finish(choice, None)
+            prompt = orjson.dumps(ask.prompt) if ask.ids and place == 0 else b"null"
+            ids = b"[%d]" % choice.ids[place] if ask.ids else b"null"
+            return (
+                b'%b{"index":%d,"text":"%b","logprobs":%b,"finish_reason":%b,"prompt_token_ids":%b,"token_ids":%b}]}\n\n'
+                % (head, index, choice.escaped[place], logprobs, finish, prompt, ids)
             )
-        else:
-            events[-1] = events[-1].replace(b"}]}\n\n", b'}],"system_fingerprint":"%b"}\n\n' % FINGERPRINT.encode())
-        return events
+
+        return _with_usage(ask, head, [], event)
 
     @staticmethod
     def whole(ask: Ask, prompt_logprobs: list[dict[str, Any] | None] | None = None) -> bytes:
@@ -249,6 +240,23 @@ def model_card(name: str, *, root: str, parent: str | None, context: int | None)
         "max_model_len": context,
         "permission": [permission],
     }
+
+
+def _with_usage(
+    ask: Ask, head: bytes, opening: list[bytes], event: Callable[[int, Choice, int], bytes]
+) -> list[list[bytes]]:
+    """Each step brings a token of every choice that goes on; the last also the usage, or whose fingerprint it is."""
+    steps = [
+        [event(index, choice, place) for index, choice in enumerate(ask.choices) if place < len(choice.ids)]
+        for place in range(max(len(choice.ids) for choice in ask.choices))
+    ]
+    steps[0] = opening + steps[0]
+    fingerprint = b'"system_fingerprint":"%b"}\n\n' % FINGERPRINT.encode()
+    if ask.usage:
+        steps[-1].append(b'%b],"usage":%b,%b' % (head, orjson.dumps(usage(ask)), fingerprint))
+    else:
+        steps[-1][-1] = steps[-1][-1].removesuffix(b"}\n\n") + b"," + fingerprint
+    return steps
 
 
 def _whole_usage(ask: Ask) -> dict[str, Any]:
