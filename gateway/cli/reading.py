@@ -85,7 +85,7 @@ def statement(
 
 
 def _print_statement(found: Statement) -> None:
-    lines = [vars(line) for line in found.lines]
+    lines = [line._asdict() for line in found.lines]
     print_rows(lines, ["log_index", "time", "role", "kind", "item", "served_model", "amount_nano"], as_json=False)
     head = found.summary
     say(
