@@ -100,7 +100,7 @@ class Transaction:
         self._periods: dict[tuple[str, str], tuple[int, int, int, int]] = {}
         self._earnings: dict[tuple[str, str, str, str], int] = {}  # by account, dimension, period and key
         self._postings: list[Line] = []
-        self._deferred: list[tuple[Executable, _Row]] = []
+        self._deferred: list[tuple[Executable | Rows, Any]] = []
         self._undo: list[tuple[dict[Any, Any], Any, Any]] = []
         self._written = False
 
@@ -221,6 +221,10 @@ class Transaction:
         """
         self._deferred.append((statement, dict(row)))
 
+    def store(self, rows: Rows, row: tuple[Any, ...]) -> None:
+        """Store a row with others of its table when everything is written. `rows` must be the same object each time."""
+        self._deferred.append((rows, row))
+
     # Undoing and writing.
 
     def mark(self) -> Mark:
@@ -251,12 +255,15 @@ class Transaction:
         self._write_rows()
         _POSTINGS.store(self._connection, self._postings)
         self._postings.clear()
-        deferred: dict[Executable, list[_Row]] = {}
+        deferred: dict[Executable | Rows, list[Any]] = {}
         for statement, row in self._deferred:
             deferred.setdefault(statement, []).append(row)
         self._deferred.clear()
         for statement, rows in deferred.items():
-            self._connection.execute(statement, rows)
+            if isinstance(statement, Rows):
+                statement.store(self._connection, rows)
+            else:
+                self._connection.execute(statement, rows)
         self._undo.clear()
 
     def seal(self) -> None:
