@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -24,6 +24,29 @@ METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client keeps its value
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576)
 RATIOS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3)
+
+
+class _Remembering:
+    """A metric that remembers its series by their labels; the library takes longer to find one than to count."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._remembered: dict[tuple[object, ...], Any] = {}
+        super().__init__(*arguments, **options)
+
+    def labels(self, *values: object) -> Self:
+        """The series with these labels."""
+        if values not in self._remembered:
+            self._remembered[values] = super().labels(*values)  # type: ignore[misc]
+        series: Self = self._remembered[values]
+        return series
+
+
+class _Histogram(_Remembering, Histogram):  # type: ignore[misc]
+    pass
+
+
+class _Counter(_Remembering, Counter):  # type: ignore[misc]
+    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,11 +205,11 @@ class Metrics:
 
     def histogram(self, name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...]) -> Histogram:
         """A histogram in the registry."""
-        return Histogram(name, text, labels, registry=self.registry, buckets=buckets)
+        return _Histogram(name, text, labels, registry=self.registry, buckets=buckets)
 
     def counter(self, name: str, text: str, labels: tuple[str, ...]) -> Counter:
         """A counter in the registry."""
-        return Counter(name, text, labels, registry=self.registry)
+        return _Counter(name, text, labels, registry=self.registry)
 
     def gauge(
         self, name: str, text: str, labels: tuple[str, ...], of_several: Literal["livesum", "livemin"] = "livesum"
