@@ -29,7 +29,7 @@ from gateway.exchange import Answer, Question, TookTooLongError, within
 from gateway.fairness import PRIORITIES
 from gateway.grounding import ground
 from gateway.idempotency import JSON_TYPE, Claim
-from gateway.identifiers import new_id
+from gateway.identifiers import new_request_id
 from gateway.metrics import Metrics
 from gateway.objects import attributed_object, attribution_record, failed_object, player_shares
 from gateway.registry import Registry, RegistryError, Terms
@@ -106,7 +106,7 @@ class Pipeline:
         PromptTooLong, EngineRefused or EngineUnavailable, with nothing charged.
         """
         started_s = time.monotonic()
-        request_id = question.resolved.request_id if question.resolved else new_id("req")
+        request_id = question.resolved.request_id if question.resolved else new_request_id()
         structlog.contextvars.bind_contextvars(request_id=request_id)
         context_tokens, max_tokens, n = self._engine.context_tokens, question.sampling.max_tokens, question.n_choices
         intent = await self._admission.admit(

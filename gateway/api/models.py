@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 
 from gateway.api.described import NEEDS_A_KEY, replies
 from gateway.catalogue import ServedModel, UnknownModelError
-from gateway.identifiers import new_id
+from gateway.identifiers import new_request_id
 from gateway.routing.names import Alias, Names, Resolved
 from gateway.settings import AUTO
 from gateway.state import Gateway, GatewayState, KeyHolder
@@ -36,7 +36,7 @@ async def resolve(request: Request, gateway: Gateway, name: str, *, kind: str, a
 
     What a name resolved to becomes a label; the name itself never does. Raises UnknownModelError.
     """
-    resolved = await gateway.router.resolve(name, kind=kind, asked=asked, request_id=new_id("req"))
+    resolved = await gateway.router.resolve(name, kind=kind, asked=asked, request_id=new_request_id())
     request.state.served_model = resolved.model.name
     gateway.metrics.routing.labels(resolved.model.name, resolved.reason).inc()
     return resolved
