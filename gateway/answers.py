@@ -18,6 +18,7 @@ import sqlalchemy as sa
 
 from gateway.grounding import Message, Source
 from gateway.tables import answer
+from ledger_client import Rows
 from metering import Transaction
 
 Status = Literal["pending", "attributed", "not_applicable", "failed"]
@@ -90,7 +91,7 @@ class SealedInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerRow:
-    """An answer that was metered."""
+    """An answer that was metered. The fields are the columns of its table, in its order."""
 
     request_id: str
     caller: str
@@ -114,13 +115,13 @@ def salted_digest(salt: bytes, content: Sequence[int | str]) -> str:
     return hashlib.sha256(salt + orjson.dumps(list(content))).hexdigest()
 
 
-_INSERT = sa.insert(answer)
+_ROWS = Rows(answer)
 _CHANGE = sa.update(answer).where(answer.c.request_id == sa.bindparam("key"))
 
 
 def insert(transaction: Transaction, row: AnswerRow) -> None:
     """Keep a metered answer."""
-    transaction.defer(_INSERT, vars(row))
+    transaction.store(_ROWS, tuple(vars(row).values()))
 
 
 def find(connection: sa.Connection, request_id: str, caller: str | None = None) -> AnswerRow:

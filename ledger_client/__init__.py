@@ -51,7 +51,7 @@ from ledger_client.periods import (
 from ledger_client.receipt import Receipt, ReceiptError, Step, Verified, verify_receipt
 from ledger_client.received import Received
 from ledger_client.remote_ledger import NOT_HELD, RemoteLedger, format_refusal
-from ledger_client.rows import Rows
+from ledger_client.rows import Prepared, Rows
 from ledger_client.settlement import (
     ChainError,
     Claim,
@@ -136,6 +136,7 @@ __all__ = [
     "PayoutTree",
     "Payouts",
     "PeriodError",
+    "Prepared",
     "Progress",
     "ProofError",
     "Quorum",

@@ -19,7 +19,7 @@ from benchmarks.routing.workload import Load, Request, generate, popularity
 WARM_UP = 0.25  # part of the requests that fills the slots, and is not counted
 DEATH_AT = 0.5  # part of the requests after which a replica dies
 BACK_S = 60.0
-QUICK = 4000
+QUICK = 2500
 
 
 @dataclass(frozen=True, kw_only=True)

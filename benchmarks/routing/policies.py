@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping
 
 from benchmarks.routing.simulation import Machine, Policy
-from gateway.routing.placement import Choice, Placement, Standing, Tuning, rendezvous
+from gateway.routing.placement import Choice, Placement, Tuning, rendezvous
 from gateway.routing.residency import Residency
 
 OURS = "ours"
@@ -23,9 +23,9 @@ class Ours:
         sample = random.Random(seed).sample  # noqa: S311 - a simulation is repeated from its seed
         self._placement = Placement(self.table, sample=sample, tuning=tuning)
 
-    def choose(self, adapter: str, standings: Mapping[str, Standing]) -> Choice | None:
+    def choose(self, adapter: str, pressures: Mapping[str, float]) -> Choice | None:
         """See Placement.choose."""
-        return self._placement.choose(adapter, standings)
+        return self._placement.choose(adapter, pressures)
 
 
 class _Simple:
@@ -34,14 +34,14 @@ class _Simple:
     def __init__(self, machine: Machine) -> None:
         self.table = Residency(dict.fromkeys(machine.names(), machine.slots), memory=LRU)
 
-    def choose(self, adapter: str, standings: Mapping[str, Standing]) -> Choice | None:
+    def choose(self, adapter: str, pressures: Mapping[str, float]) -> Choice | None:
         """The first that can take it."""
-        for replica in self.order(adapter, standings):
+        for replica in self.order(adapter, pressures):
             if replica in self.table.holders(adapter) or self.table.has_room(replica):
                 return Choice(replica=replica, reason="resident")
         return None
 
-    def order(self, adapter: str, standings: Mapping[str, Standing]) -> list[str]:
+    def order(self, adapter: str, pressures: Mapping[str, float]) -> list[str]:
         """Which replica is looked at first, and which then."""
         raise NotImplementedError
 
@@ -51,9 +51,9 @@ class RoundRobin(_Simple):
 
     _turn = 0
 
-    def order(self, adapter: str, standings: Mapping[str, Standing]) -> list[str]:  # noqa: ARG002
+    def order(self, adapter: str, pressures: Mapping[str, float]) -> list[str]:  # noqa: ARG002
         """The next, and round."""
-        names = sorted(standings)
+        names = sorted(pressures)
         self._turn += 1
         start = self._turn % len(names)
         return names[start:] + names[:start]
@@ -62,17 +62,17 @@ class RoundRobin(_Simple):
 class LeastLoaded(RoundRobin):
     """The replica with the fewest requests; the next in turn of several."""
 
-    def order(self, adapter: str, standings: Mapping[str, Standing]) -> list[str]:
+    def order(self, adapter: str, pressures: Mapping[str, float]) -> list[str]:
         """By load."""
-        return sorted(super().order(adapter, standings), key=lambda replica: standings[replica].pressure)
+        return sorted(super().order(adapter, pressures), key=pressures.__getitem__)
 
 
 class ConsistentHashing(_Simple):
     """Where the hash says, however busy it is."""
 
-    def order(self, adapter: str, standings: Mapping[str, Standing]) -> list[str]:
+    def order(self, adapter: str, pressures: Mapping[str, float]) -> list[str]:
         """The home alone."""
-        return list(rendezvous(adapter, tuple(sorted(standings)))[:1])
+        return list(rendezvous(adapter, tuple(sorted(pressures)))[:1])
 
 
 def policies(machine: Machine, seed: int) -> dict[str, Policy]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from benchmarks.routing.workload import Request
-from gateway.routing.placement import Choice, Standing
+from gateway.routing.placement import Choice, pressure
 from gateway.routing.residency import Residency
 
 
@@ -52,7 +52,7 @@ class Policy(Protocol):
 
     table: Residency
 
-    def choose(self, adapter: str, standings: Mapping[str, Standing]) -> Choice | None:
+    def choose(self, adapter: str, pressures: Mapping[str, float]) -> Choice | None:
         """See Placement.choose."""
         ...
 
@@ -128,8 +128,8 @@ class Simulation:
     def _dispatch(self, number: int) -> bool:
         adapter = self._requests[number].adapter
         table = self._policy.table
-        standings = {r.name: Standing(requests=r.requests) for r in self._replicas.values() if r.up}
-        choice = self._policy.choose(adapter, standings)
+        pressures = {r.name: pressure(r.requests) for r in self._replicas.values() if r.up}
+        choice = self._policy.choose(adapter, pressures)
         if choice is None:
             return False
         replica = self._replicas[choice.replica]

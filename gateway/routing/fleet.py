@@ -9,15 +9,14 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
-from typing import Any, NamedTuple
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing, suppress
+from typing import Any, TypeVar
 
 import structlog
 
 from gateway.engines import (
     AdapterFiles,
-    AdapterNotLoaded,
     Delta,
     Engine,
     EngineError,
@@ -28,6 +27,7 @@ from gateway.engines import (
 )
 from gateway.grounding import Message
 from gateway.routing.breaker import Breaker
+from gateway.routing.lease import Lease
 from gateway.routing.loading import Loader
 from gateway.routing.placement import Choice, Placement, Tuning
 from gateway.routing.replica import OpenEngine, Replica
@@ -35,18 +35,13 @@ from gateway.routing.residency import NoRoomError, Residency
 from gateway.routing.tries import RETRIED, FleetLimits, NoReplica, Tries
 from gateway.routing.watch import Unwatched, Watch
 
+T = TypeVar("T")
+
 log = structlog.get_logger(__name__)
 
 
 class MixedFleet(EngineError):  # noqa: N818  errors of engines say what is so
     """The operator's fault: two replicas run different base models, or in different number formats."""
-
-
-class _Post(NamedTuple):
-    """Where a request was placed. began: to be called when its answer has begun."""
-
-    engine: Engine
-    began: Callable[[], None]
 
 
 class Fleet:
@@ -164,41 +159,38 @@ class Fleet:
 
     async def render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         """See Engine.render."""
-        tries = self._tries()
-        while True:
-            try:
-                async with self._at_work(None, tries, counted=False) as post:
-                    return await post.engine.render(messages, tools)
-            except RETRIED as error:
-                tries.again(error)
+        return await self._once(lambda engine: engine.render(messages, tools), None, counted=False)
 
     async def tokenize(self, text: str) -> list[int]:
         """See Engine.tokenize."""
-        tries = self._tries()
-        while True:
-            try:
-                async with self._at_work(None, tries, counted=False) as post:
-                    return await post.engine.tokenize(text)
-            except RETRIED as error:
-                tries.again(error)
+        return await self._once(lambda engine: engine.tokenize(text), None, counted=False)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
         """See Engine.generate. Raises AdapterRejected too, for the adapter is loaded when it is needed."""
-        async with AsyncExitStack() as work:
-            first, rest = await self._begin(request, work)
-            yield first
-            async for delta in rest:
-                yield delta
+        tries = self._tries()
+        began = False
+        while not began:
+            try:
+                with await self._lease(request.adapter, tries) as lease:
+                    engine = await lease.engine()
+                    async with aclosing(engine.generate(request)) as deltas:
+                        async with asyncio.timeout(self._limits.first_delta_s):
+                            first = await anext(deltas, None)
+                        if first is None:
+                            raise EngineUnavailable("the engine ended an answer before it began")
+                        began = True
+                        lease.began()
+                        yield first
+                        async for delta in deltas:
+                            yield delta
+            except RETRIED as error:
+                self._failed(tries, error, began=began)
+            finally:
+                self._wake()
 
     async def score(self, prompts: Sequence[Sequence[int]], answer: Sequence[int], *, adapter: str | None) -> Scores:
         """See Engine.score; on the least busy of the replicas that hold the adapter."""
-        tries = self._tries()
-        while True:
-            try:
-                async with self._at_work(adapter, tries, least_busy=True) as post:
-                    return await post.engine.score(prompts, answer, adapter=adapter)
-            except RETRIED as error:
-                tries.again(error)
+        return await self._once(lambda engine: engine.score(prompts, answer, adapter=adapter), adapter, least_busy=True)
 
     async def load(self, adapter: AdapterFiles) -> None:
         """Make an adapter known; it is loaded onto a replica when a request first needs it.
@@ -260,78 +252,57 @@ class Fleet:
 
     # Underneath.
 
-    async def _begin(
-        self, request: GenerationRequest, work: AsyncExitStack
-    ) -> tuple[Delta, AsyncGenerator[Delta, None]]:
-        """The first delta and the stream behind it, from whichever replica gets so far; `work` ends with the answer."""
+    async def _once(
+        self,
+        work: Callable[[Engine], Awaitable[T]],
+        adapter: str | None,
+        *,
+        least_busy: bool = False,
+        counted: bool = True,
+    ) -> T:
+        """What some replica returns, tried again where it fails."""
         tries = self._tries()
         while True:
             try:
-                async with AsyncExitStack() as trying:
-                    post = await trying.enter_async_context(self._at_work(request.adapter, tries))
-                    stream = await trying.enter_async_context(aclosing(post.engine.generate(request)))
-                    async with asyncio.timeout(self._limits.first_delta_s):
-                        first = await anext(stream, None)
-                    if first is None:
-                        raise EngineUnavailable("the engine ended an answer before it began")
-                    post.began()
-                    await work.enter_async_context(trying.pop_all())
-                    return first, stream
+                with await self._lease(adapter, tries, least_busy=least_busy, counted=counted) as lease:
+                    return await work(await lease.engine())
             except RETRIED as error:
-                tries.again(error)
+                self._failed(tries, error)
+            finally:
+                self._wake()
 
-    @asynccontextmanager
-    async def _at_work(
+    async def _lease(
         self, adapter: str | None, tries: Tries, *, least_busy: bool = False, counted: bool = True
-    ) -> AsyncIterator[_Post]:
-        """A replica that takes one request and holds its adapter, for as long as the request runs there."""
+    ) -> Lease:
+        """A place at the replica that the request goes to."""
         choice = await self._choose(adapter, tries, least_busy=least_busy)
-        replica = self._replicas[choice.replica]
-        tries.where = replica.name
+        tries.where = choice.replica
         if counted:
-            self._watch.routed(replica.name, choice.reason)
-        try:
-            with replica.working() as began:
-                if adapter is None:
-                    yield _Post(replica.engine, began)
-                else:
-                    async with self._holding(replica, adapter):
-                        yield _Post(replica.engine, began)
-        except (EngineUnavailable, TimeoutError):
-            tries.failed.add(replica.name)
-            self._watch.stands(replica.name, takes_work=replica.takes_work, breaker=replica.breaker.state)
-            raise
-        finally:
-            self._wake()
+            self._watch.routed(choice.replica, choice.reason)
+        return Lease(self._replicas[choice.replica], adapter, table=self._table, loader=self._loader)
 
-    @asynccontextmanager
-    async def _holding(self, replica: Replica, adapter: str) -> AsyncIterator[None]:
-        """Hold the adapter on the replica, loading it first; entered before anything is awaited after the choice."""
-        load = 0
-        self._table.begin(replica.name, adapter)
-        try:
-            self._loader.start(replica, adapter)
-            load = await self._loader.finish(replica, adapter)
-            yield
-        except AdapterNotLoaded:
-            self._table.drop(replica.name, adapter, load)  # unless it was loaded again meanwhile
-            raise
-        finally:
-            self._table.end(replica.name, adapter)
+    def _failed(self, tries: Tries, error: EngineError | TimeoutError, *, began: bool = False) -> None:
+        """Return if the request may be tried again. Else raise the error."""
+        if tries.where and isinstance(error, EngineUnavailable | TimeoutError):
+            tries.failed.add(tries.where)
+            self._show(self._replicas[tries.where])
+        if began:
+            raise error
+        tries.again(error)
 
     async def _choose(self, adapter: str | None, tries: Tries, *, least_busy: bool) -> Choice:
         """Where the request goes, once some replica has room for its adapter."""
         while True:
             if adapter is not None:
                 self._loader.require(adapter)
-            standings = {
-                name: replica.standing
+            pressures = {
+                name: replica.pressure
                 for name, replica in self._replicas.items()
                 if replica.takes_work and name not in tries.failed
             }
-            if self._closed or not standings:
+            if self._closed or not pressures:
                 raise NoReplica("no replica takes work now")
-            choice = self._placement.choose(adapter, standings, least_busy=least_busy)
+            choice = self._placement.choose(adapter, pressures, least_busy=least_busy)
             if choice is not None:
                 break
             try:
@@ -356,8 +327,11 @@ class Fleet:
         await replica.poll(self._limits.poll_timeout_s, self._check)
         if replica.health.ready:
             self._loader.reconcile(replica)
-        self._watch.stands(replica.name, takes_work=replica.takes_work, breaker=replica.breaker.state)
+        self._show(replica)
         self._wake()
+
+    def _show(self, replica: Replica) -> None:
+        self._watch.stands(replica.name, takes_work=replica.takes_work, breaker=replica.breaker.state)
 
     def _engines(self) -> list[Engine]:
         return [replica.engine for replica in self._replicas.values() if replica.opened]

@@ -41,7 +41,7 @@ class Loader:
         self._known: dict[str, AdapterFiles] = {}
         self._rejected: dict[str, float] = {}  # adapter → until when it is left alone
         self._loading: dict[tuple[str, str], asyncio.Task[None]] = {}
-        self._unloading: set[tuple[str, str]] = set()
+        self._unloading: dict[tuple[str, str], asyncio.Event] = {}  # from the decision on; set when it is done
 
     def know(self, files: AdapterFiles) -> None:
         """Let an adapter be asked for; one that was rejected gets another chance."""
@@ -60,16 +60,20 @@ class Loader:
             raise _rejected(adapter)
 
     def start(self, replica: Replica, adapter: str) -> None:
-        """See that the adapter is loaded on the replica, or is being loaded. Raises NoRoomError."""
+        """See that the adapter is loaded on the replica, or begins to be. Raises NoRoomError."""
         key = replica.name, adapter
         if self._table.loaded(*key) or key in self._loading:
             return
         evicted = self._table.admit(*key)
-        task = self._loading[key] = asyncio.create_task(self._load(replica, adapter, evicted))
+        gone = self._unloading.get(key)
+        for name in evicted:
+            self._unloading[replica.name, name] = asyncio.Event()
+        task = self._loading[key] = asyncio.create_task(self._load(replica, adapter, evicted, gone))
         task.add_done_callback(lambda done: done.cancelled() or done.exception())  # a copy's failure is nobody's
 
-    async def finish(self, replica: Replica, adapter: str) -> int:
-        """Wait until it is loaded; returns the number of the load. Raises what kept it from being loaded."""
+    async def load(self, replica: Replica, adapter: str) -> int:
+        """See that it is loaded; returns the number of the load. Raises what kept it from being loaded."""
+        self.start(replica, adapter)
         if task := self._loading.get((replica.name, adapter)):
             await asyncio.shield(task)
         return self._table.loaded(replica.name, adapter)
@@ -103,12 +107,16 @@ class Loader:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _load(self, replica: Replica, adapter: str, evicted: list[str]) -> None:
+    async def _load(self, replica: Replica, adapter: str, evicted: list[str], gone: asyncio.Event | None) -> None:
+        """Unload what was evicted, then load. gone: set when an earlier eviction of the same adapter is done."""
         started_s = self._clock()
         try:
-            for name in evicted:
+            while evicted:
                 self._watch.evicted(replica.name)
-                await self._unload(replica, name)
+                await self._unload(replica, evicted[-1])
+                self._unloading.pop((replica.name, evicted.pop())).set()
+            if gone is not None:
+                await gone.wait()
             await replica.engine.load(self._known[adapter])
             self._table.load_ended(replica.name, adapter)
             self._watch.loaded(replica.name, self._clock() - started_s)
@@ -117,18 +125,15 @@ class Loader:
             self._rejected[adapter] = self._clock() + self._quarantine_s
             raise _rejected(adapter) from error
         finally:
+            for name in evicted:
+                self._unloading.pop((replica.name, name)).set()
             self._table.drop(replica.name, adapter)  # unless the load has ended
             del self._loading[replica.name, adapter]
             self._changed()
 
     async def _unload(self, replica: Replica, adapter: str) -> None:
-        key = replica.name, adapter
-        self._unloading.add(key)
-        try:
-            with suppress(AdapterNotLoaded):
-                await replica.engine.unload(adapter)
-        finally:
-            self._unloading.discard(key)
+        with suppress(AdapterNotLoaded):
+            await replica.engine.unload(adapter)
 
 
 def _rejected(adapter: str) -> AdapterRejected:

@@ -23,17 +23,12 @@ Sample: TypeAlias = Callable[[Sequence[str], int], list[str]]
 _KV_FULL = 0.95  # beyond it, the quotient below says nothing more
 
 
-@dataclass(frozen=True, kw_only=True)
-class Standing:
-    """How busy a replica is. requests: those it answers or queues, others' included. kv_used: from 0 to 1."""
+def pressure(requests: float, kv_used: float = 0.0) -> float:
+    """How busy a replica is: its requests, answered and queued, as they weigh.
 
-    requests: float
-    kv_used: float = 0.0
-
-    @property
-    def pressure(self) -> float:
-        """Requests as they weigh: a nearly full KV cache makes each wait for room."""
-        return self.requests / (1 - min(max(self.kv_used, 0.0), _KV_FULL))
+    A nearly full KV cache, kv_used from 0 to 1, makes each of them wait for room.
+    """
+    return requests / (1 - min(max(kv_used, 0.0), _KV_FULL))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,59 +77,57 @@ class Placement:
         self._sample = sample
         self._tuning = tuning or Tuning()
 
-    def choose(
-        self, adapter: str | None, standings: Mapping[str, Standing], *, least_busy: bool = False
-    ) -> Choice | None:
+    def choose(self, adapter: str | None, pressures: Mapping[str, float], *, least_busy: bool = False) -> Choice | None:
         """Where a request goes; None when no replica takes work, or none has room for the adapter now.
 
-        standings: of the replicas that take work, and of no other. least_busy: look at all holders, not at two.
+        pressures: of the replicas that take work, and of no other. least_busy: look at all holders, not at two.
         """
-        if not standings:
+        if not pressures:
             return None
-        among = 2 if not least_busy else len(standings)
+        among = len(pressures) if least_busy else 2
         if adapter is None:
-            return Choice(replica=self._quieter(standings, standings, among), reason="base")
+            return Choice(replica=self._quieter(pressures, pressures, among), reason="base")
         table = self._table
-        holders = [replica for replica in table.holders(adapter) if replica in standings]
+        holders = [replica for replica in table.holders(adapter) if replica in pressures]
         if not holders:
-            return self._load(adapter, standings)
+            return self._load(adapter, pressures)
         ready = [replica for replica in holders if table.loaded(replica, adapter)]
-        replica = self._quieter(ready or holders, standings, among)
-        copy_to = self._copy(adapter, ready, standings) if len(ready) == len(holders) else None
+        replica = self._quieter(ready or holders, pressures, among)
+        copy_to = self._copy(adapter, ready, pressures) if len(ready) == len(holders) else None
         return Choice(replica=replica, reason="resident", copy_to=copy_to)
 
-    def _load(self, adapter: str, standings: Mapping[str, Standing]) -> Choice | None:
+    def _load(self, adapter: str, pressures: Mapping[str, float]) -> Choice | None:
         table = self._table
-        order = rendezvous(adapter, tuple(sorted(standings)))
+        order = rendezvous(adapter, tuple(sorted(pressures)))
         roomy = [replica for replica in order if table.has_room(replica)]
         if not roomy:
             return None
-        limit = self._too_busy(standings, self._tuning.load_stretch)
-        quiet = [replica for replica in roomy if standings[replica].pressure <= limit] or roomy
+        limit = self._too_busy(pressures, self._tuning.load_stretch)
+        quiet = [replica for replica in roomy if pressures[replica] <= limit] or roomy
         # A load waits for the loads before it; and what goes should be what the fleet, not one replica, needs least.
         replica = min(
             quiet[: self._tuning.homes], key=lambda replica: (table.loading(replica), table.victim_rank(replica))
         )
         return Choice(replica=replica, reason="home" if replica in order[: self._tuning.homes] else "overflow")
 
-    def _copy(self, adapter: str, holders: Collection[str], standings: Mapping[str, Standing]) -> str | None:
+    def _copy(self, adapter: str, holders: Collection[str], pressures: Mapping[str, float]) -> str | None:
         """Another replica for an adapter whose holders are all too busy, if its part of the uses warrants one more."""
-        warranted = 1 + int(self._table.share(adapter) * self._tuning.spread * len(standings))
-        limit = self._too_busy(standings, self._tuning.copy_stretch)
-        if len(holders) >= warranted or min(standings[replica].pressure for replica in holders) <= limit:
+        warranted = 1 + int(self._table.share(adapter) * self._tuning.spread * len(pressures))
+        limit = self._too_busy(pressures, self._tuning.copy_stretch)
+        if len(holders) >= warranted or min(pressures[replica] for replica in holders) <= limit:
             return None
-        mean = _mean_pressure(standings)
-        order = rendezvous(adapter, tuple(sorted(standings)))
-        fit = (r for r in order if r not in holders and standings[r].pressure <= mean and self._table.has_room(r))
+        mean = _mean_pressure(pressures)
+        order = rendezvous(adapter, tuple(sorted(pressures)))
+        fit = (r for r in order if r not in holders and pressures[r] <= mean and self._table.has_room(r))
         return next(fit, None)
 
-    def _quieter(self, replicas: Collection[str], standings: Mapping[str, Standing], among: int) -> str:
-        drawn = self._sample(sorted(replicas), min(among, len(replicas)))
-        return min(drawn, key=lambda replica: standings[replica].pressure)
+    def _quieter(self, replicas: Collection[str], pressures: Mapping[str, float], among: int) -> str:
+        drawn = self._sample(list(replicas), min(among, len(replicas)))
+        return min(drawn, key=pressures.__getitem__)
 
-    def _too_busy(self, standings: Mapping[str, Standing], stretch: float) -> float:
-        return max(self._tuning.floor, stretch * _mean_pressure(standings))
+    def _too_busy(self, pressures: Mapping[str, float], stretch: float) -> float:
+        return max(self._tuning.floor, stretch * _mean_pressure(pressures))
 
 
-def _mean_pressure(standings: Mapping[str, Standing]) -> float:
-    return sum(standing.pressure for standing in standings.values()) / len(standings)
+def _mean_pressure(pressures: Mapping[str, float]) -> float:
+    return sum(pressures.values()) / len(pressures)

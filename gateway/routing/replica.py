@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 
 import structlog
 
 from gateway.engines import Engine, EngineError, EngineUnavailable, Health
-from gateway.routing.breaker import Breaker, State
-from gateway.routing.placement import Standing
+from gateway.routing.breaker import Breaker
+from gateway.routing.placement import pressure
 
 OpenEngine = Callable[[], Awaitable[Engine]]
 
@@ -51,9 +50,9 @@ class Replica:
         return self.health.ready and not self.draining and self.breaker.admits
 
     @property
-    def standing(self) -> Standing:
-        """How busy it is: our own requests as of now, and those of others as of the last poll."""
-        return Standing(requests=self.in_flight + self._others, kv_used=self.health.kv_used)
+    def pressure(self) -> float:
+        """How busy it is: our own requests as of now, the rest as of the last poll."""
+        return pressure(self.in_flight + self._others, self.health.kv_used)
 
     async def poll(self, timeout_s: float, check: Callable[[Engine], None]) -> None:
         """Ask how it fares; open it first if that is still to be done. Raises nothing that is the engine's fault.
@@ -76,29 +75,6 @@ class Replica:
             self.breaker.reset()  # what comes back is not what failed
         self.health, self.fault = health, fault
         self._others = max(0, health.generating + health.waiting + health.scoring - self.in_flight)
-
-    @contextmanager
-    def working(self) -> Iterator[Callable[[], None]]:
-        """One request there. Yields what to call when its answer has begun; how it ends is told to the breaker."""
-        admitted = self.breaker.admit()
-        self.in_flight += 1
-        try:
-            yield lambda: self.breaker.began(admitted)
-        except (EngineUnavailable, TimeoutError):
-            self.breaker.failed(admitted)
-            if self.breaker.state is State.OPEN:
-                log.warning("replica_left_alone", replica=self.name)
-            raise
-        except EngineError:  # it refused, and so it works
-            self.breaker.succeeded(admitted)
-            raise
-        except BaseException:
-            self.breaker.abandoned(admitted)
-            raise
-        else:
-            self.breaker.succeeded(admitted)
-        finally:
-            self.in_flight -= 1
 
     async def close(self) -> None:
         """Close its engine, if it was opened."""

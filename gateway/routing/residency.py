@@ -18,7 +18,8 @@ class Residency:
     adapter have halved its weight: an adapter that is asked for often outlives one that was asked for last. A memory
     of 1 is plain LRU. Counting in uses, not seconds, makes the order the same at every traffic.
 
-    An adapter takes its slot when its load begins, and never goes while requests are in flight or it is pinned.
+    An adapter takes its slot when its load begins, and goes neither before the load has ended, nor while requests are
+    in flight, nor ever if it is pinned.
     """
 
     def __init__(self, slots: Mapping[str, int], *, memory: float, pinned: Iterable[str] = ()) -> None:
@@ -57,7 +58,8 @@ class Residency:
     def has_room(self, replica: str) -> bool:
         """Whether another adapter can be admitted now."""
         held = self._held[replica]
-        return len(held) < self._slots[replica] or any(self._may_go(replica, adapter) for adapter in held)
+        excess = len(held) + 1 - self._slots[replica]
+        return excess <= 0 or sum(self._may_go(replica, adapter) for adapter in held) >= excess
 
     def loading(self, replica: str) -> int:
         """How many adapters are being loaded onto the replica."""
@@ -139,7 +141,9 @@ class Residency:
         return self._loads
 
     def _may_go(self, replica: str, adapter: str) -> bool:
-        return adapter not in self._pinned and not self._in_flight[replica, adapter]
+        return (
+            bool(self._held[replica][adapter]) and adapter not in self._pinned and not self._in_flight[replica, adapter]
+        )
 
     def _rank(self, adapter: str) -> float:
         return self._heat.get(adapter, -math.inf)

@@ -44,11 +44,11 @@ Run = Callable[..., Outcome]
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     """A gateway whose engine is the one that adapters are tried on."""
     site = Site(tmp_path)
-    monkeypatch.setattr(adapters, "make_engine", lambda _settings: awake(site))
+    monkeypatch.setattr(adapters, "open_one", lambda _settings: awake(site))
     return site
 
 
-def awake(site: Site) -> Engine:
+async def awake(site: Site) -> Engine:
     site.engine.down = False
     return site.engine
 
@@ -174,15 +174,18 @@ def test_an_adapter_that_changes_nothing_is_not_registered(site: Site, run: Run)
 
 
 def test_without_an_engine_an_adapter_waits_to_be_tried(site: Site, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def nobody(_settings: object) -> Engine:
+    async def nobody(_settings: object) -> Engine:
         raise EngineUnavailable("http://127.0.0.1:9 does not answer")
 
-    monkeypatch.setattr(adapters, "make_engine", nobody)
+    async def somebody(_settings: object) -> Engine:
+        return site.engine
+
+    monkeypatch.setattr(adapters, "open_one", nobody)
     refused = add(run, "qa", offer(site))
     assert refused.code == 1
     assert "no engine is at hand to try the adapter on: http://127.0.0.1:9 does not answer" in refused.err
     assert "--unproven" in refused.err
-    monkeypatch.setattr(adapters, "make_engine", lambda _settings: site.engine)
+    monkeypatch.setattr(adapters, "open_one", somebody)
     site.engine.down = True
     assert "the fake engine takes no work" in add(run, "qa", offer(site)).err
 

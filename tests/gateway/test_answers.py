@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from gateway.answers import GroundedPassage, SealedInputs
+from dataclasses import fields
+
+from gateway import tables
+from gateway.answers import AnswerRow, GroundedPassage, SealedInputs
 from gateway.grounding import Message
 
 
@@ -19,3 +22,7 @@ def test_sealed_inputs_are_read_back_as_they_were() -> None:
         tools=({"type": "function", "function": {"name": "f"}},),
     )
     assert SealedInputs.decode(sealed.encode()) == sealed
+
+
+def test_a_row_is_stored_in_the_order_of_its_columns() -> None:
+    assert [field.name for field in fields(AnswerRow)] == tables.answer.c.keys()

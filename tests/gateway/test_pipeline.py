@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from gateway import answers, pipeline
 from gateway.cli.context import office
 from gateway.database import DatabaseError
 from gateway.engines import EngineUnavailable, PromptTooLong, SamplingParams
+from gateway.grounding import Message
 from gateway.identifiers import new_id
 from gateway.settings import load
 from metering import CommitError, Expected, InsufficientCredit, Transaction
@@ -296,6 +297,26 @@ async def test_a_scorer_that_returns_nonsense_fails_the_job_and_leaves_the_money
         row = await gateway.transactions.read(lambda c: answers.find(c, answer.request_id))
     assert (row.status, row.inputs) == ("attributed", None)
     assert site.check()["suspense"] == 0
+
+
+async def test_an_engine_that_renders_otherwise_by_now_attributes_nothing(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "RETRY_S", 0)
+    site.engine.delay_s = 0.01
+    async with site.open() as gateway:
+        answer = await gateway.pipeline.open(site.caller, site.question(gateway, "guide"))
+        render = site.engine.render
+
+        async def with_another_template(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[int]:
+            return [*await render(messages, tools), 10]
+
+        monkeypatch.setattr(site.engine, "render", with_another_template)
+        assert [delta async for delta in answer.deltas()]
+        await until(lambda: site.sql("select status from answer") == [("failed",)])
+        row = await gateway.transactions.read(lambda c: answers.find(c, answer.request_id))
+    assert "does not render the conversation as it was" in orjson.loads(row.attribution)["reason"]
+    assert site.check()["suspense"] == int(answer.attribution["charge_nano"])
 
 
 async def test_a_job_that_a_stop_interrupted_is_done_by_the_next_start(site: Site) -> None:

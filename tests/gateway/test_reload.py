@@ -249,7 +249,9 @@ async def test_two_at_once_are_taken_one_after_the_other(site: Site) -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_process_takes_up_its_file_on_sighup_and_keeps_serving_when_it_is_bad(site: Site, workers: int) -> None:
     server = f"[server]\nport = 0\nworkers = {workers}\n"
-    site.config.write_text(server + CONFIG)
+    elsewhere = '[engine]\nkind = "vllm"\nservers = ["http://127.0.0.1:9"]'  # a fake takes its place
+    config = server + CONFIG.replace("[engine]", elsewhere)
+    site.config.write_text(config)
     script, said = site.folder / "serve.py", site.folder / "said"
     script.write_text(SERVE)
     with said.open("wb") as stderr:
@@ -279,7 +281,7 @@ def test_a_process_takes_up_its_file_on_sighup_and_keeps_serving_when_it_is_bad(
             return [[each["id"] for each in client.get("/v1/models").json()["data"]] for _ in range(8)]
 
         before = names()[0]
-        _change(site, process, server + CONFIG + ALIAS, lambda: wait_for("reloaded", workers))
+        _change(site, process, config + ALIAS, lambda: wait_for("reloaded", workers))
         assert all(each == [*before, "stable"] for each in names())
         _change(site, process, server + "[[models\n", lambda: wait_for("reload_refused", workers))
         assert all(each == [*before, "stable"] for each in names())

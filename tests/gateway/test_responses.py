@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from gateway.api.responses_requests import REFUSED
 from tests.gateway.kit import Site, until
 from tests.raw_fake import RawFakeEngine
 from tests.sdk.obedient import ObedientEngine
@@ -448,3 +449,10 @@ async def test_what_asks_for_nothing_is_taken(site: Site, options: dict[str, Any
     async with site.serve() as (client, _):
         response = await client.post(ROUTE, json=asked(**options))
     assert response.status_code == 200, response.text
+
+
+def test_the_page_about_it_says_what_is_refused() -> None:
+    page = Path("docs/responses.md").read_text()
+    fields = {"store": "store: true", "background": "background: true"}
+    for name in REFUSED:
+        assert f"`{fields.get(name, name)}`" in page, name

@@ -21,9 +21,9 @@ const parameters = {
   required: ["city"],
   additionalProperties: false,
 };
-const weather = { name: "weather", description: "The weather in a city.", parameters };
+const weather = { name: "weather", description: "The weather in a city.", parameters, strict: true };
 const chatTool = { type: "function", function: weather };
-const responseTool = { type: "function", ...weather, strict: null };
+const responseTool = { type: "function", ...weather };
 const Answer = z.object({ kind: z.enum(["person", "place"]), sure: z.boolean() });
 
 function clientWith(options = {}) {
@@ -92,7 +92,7 @@ check("chat stream", [], async () => {
 });
 
 check("chat stream helper", [], async () => {
-  const runner = client.chat.completions.stream({ model, messages, temperature: 0, max_tokens: 400 });
+  const runner = client.chat.completions.stream({ model, messages, temperature: 0, stop: [" "] });
   let said = "";
   runner.on("content", (more) => (said += more));
   const final = await runner.finalChatCompletion();
@@ -188,10 +188,12 @@ check("response stream", [], async () => {
 });
 
 check("response stream helper", [], async () => {
-  const stream = client.responses.stream({ model, input: messages, temperature: 0, max_output_tokens: 400 });
-  let said = "";
-  stream.on("response.output_text.delta", (event) => (said += event.delta));
-  assert.equal((await stream.finalResponse()).output_text, said);
+  const stream = client.responses.stream({ model, input: messages, temperature: 0, max_output_tokens: 24 });
+  const events = await all(stream);
+  const last = events.at(-1);
+  assert(["response.completed", "response.incomplete"].includes(last.type));
+  const said = events.filter((event) => event.type === "response.output_text.delta").map((event) => event.delta);
+  assert.equal(last.response.output[0].content[0].text, said.join(""));
 });
 
 check("response goes on with the output as it came", [], async () => {

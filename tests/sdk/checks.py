@@ -26,9 +26,9 @@ PARAMETERS = {
     "required": ["city"],
     "additionalProperties": False,
 }
-FUNCTION = {"name": "weather", "description": "The weather in a city.", "parameters": PARAMETERS}
+FUNCTION = {"name": "weather", "description": "The weather in a city.", "parameters": PARAMETERS, "strict": True}
 CHAT_TOOL = {"type": "function", "function": FUNCTION}
-RESPONSE_TOOL = {"type": "function", **FUNCTION, "strict": None}
+RESPONSE_TOOL = {"type": "function", **FUNCTION}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +168,8 @@ def chat_stream_with_usage(client: openai.OpenAI, target: Target) -> None:
 
 @check()
 def chat_stream_helper(client: openai.OpenAI, target: Target) -> None:
-    with client.chat.completions.stream(model=target.chat, messages=ASK, max_tokens=400, temperature=0) as stream:
+    options: dict[str, Any] = {"model": target.chat, "messages": ASK, "temperature": 0, "stop": [" "]}
+    with client.chat.completions.stream(**options) as stream:
         said = "".join(event.delta for event in stream if event.type == "content.delta")
         final = stream.get_final_completion()
     assert final.choices[0].message.content == said
@@ -349,9 +350,12 @@ def response_stream(client: openai.OpenAI, target: Target) -> None:
 
 @check()
 def response_stream_helper(client: openai.OpenAI, target: Target) -> None:
-    with client.responses.stream(model=target.chat, input=ASK, temperature=0, max_output_tokens=400) as stream:
-        said = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
-        assert stream.get_final_response().output_text == said
+    with client.responses.stream(model=target.chat, input=ASK, temperature=0, max_output_tokens=MOST) as stream:
+        events = list(stream)
+    last = events[-1]
+    assert last.type in {"response.completed", "response.incomplete"}
+    snapshots = [event.snapshot for event in events if event.type == "response.output_text.delta"]
+    assert last.response.output_text == snapshots[-1]
 
 
 @check()
@@ -460,4 +464,4 @@ def errors_are_the_clients_own(client: openai.OpenAI, target: Target) -> None:
     for call, kind, code, param in calls:
         with pytest.raises(kind) as error:
             call()
-        assert (error.value.code, error.value.param) == (code, param)
+        assert (error.value.code, error.value.param) == (code, param), error.value

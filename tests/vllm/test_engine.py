@@ -25,8 +25,9 @@ from gateway.engines import (
 from gateway.engines.vllm import VllmEngine
 from gateway.engines.vllm.server import VllmServer
 from gateway.grounding import Message
+from tests.gateway.engines import adapter_kit
 from tests.gateway.engines.adapter_kit import tensors, write
-from tests.vllm.conftest import CONTEXT_TOKENS
+from tests.vllm.conftest import BASE, CONTEXT_TOKENS
 
 if TYPE_CHECKING:
     from gateway.engines.embedded import EmbeddedEngine
@@ -297,22 +298,37 @@ async def test_more_adapters_than_slots_are_each_themselves(
 
 
 async def test_an_adapter_that_changes_nothing_never_answers(
-    vllm: VllmEngine, server: VllmServer, model_directory: Path, tmp_path: Path
+    vllm: VllmEngine, model_directory: Path, tmp_path: Path
 ) -> None:
     shapes = linear_shapes(model_directory)
     silent = AdapterFiles.read(write(tmp_path / "silent", tensors(shapes, scale=0)))
     with pytest.raises(AdapterRejected, match="changes nothing"):
         await vllm.load(silent)
-    foreign = AdapterFiles.read(write(tmp_path / "foreign", tensors({"model.layers.0.self_attn.q_proj": (8, 8)}),
-                                      target_modules=["q_proj"]))  # fmt: skip
+    small = {"model.layers.0.self_attn.q_proj": (8, 8)}
+    foreign = AdapterFiles.read(write(tmp_path / "foreign", tensors(small), target_modules=["q_proj"]))
     with pytest.raises(AdapterRejected, match="another base"):
         await vllm.load(foreign)
-    # Without the base's folder only the server can tell.
-    elsewhere = await VllmEngine.open(
-        server.url, base_model="smollm2-135m-instruct", base_digest="00" * 32, api_key=server.api_key, priorities=True
-    )
-    with pytest.raises(AdapterRejected, match="vLLM does not take"):
-        await elsewhere.load(foreign)
-    await elsewhere.close()
     assert not vllm.resident() & {silent.name, foreign.name}
-    assert (await answered(vllm))[-1].finish_reason is not None
+
+
+async def test_without_the_bases_folder_the_server_and_the_probe_tell(
+    server: VllmServer, model_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await VllmEngine.open(
+        server.url, base_model=BASE, base_digest="00" * 32, api_key=server.api_key, priorities=True
+    )
+    try:
+        shape = linear_shapes(model_directory)["model.layers.0.self_attn.q_proj"]
+        beyond = {"model.layers.99.self_attn.q_proj": shape}
+        lost = AdapterFiles.read(write(tmp_path / "lost", tensors(beyond), target_modules=["q_proj"]))
+        with pytest.raises(AdapterRejected, match="changes nothing"):  # vLLM leaves out what it cannot place
+            await engine.load(lost)
+        monkeypatch.setattr(adapter_kit, "RANK", 16)
+        fitting = {"model.layers.0.self_attn.q_proj": shape}
+        thick = AdapterFiles.read(write(tmp_path / "thick", tensors(fitting), target_modules=["q_proj"]))
+        with pytest.raises(AdapterRejected, match="vLLM does not take"):
+            await engine.load(thick)
+        assert engine.resident() == frozenset()
+        assert (await answered(engine))[-1].finish_reason is not None
+    finally:
+        await engine.close()

@@ -55,9 +55,10 @@ class Refusal:
     def _prompt_tokens(self, context_tokens: int) -> int | None:
         """How long a prompt was that did not fit; None where that is not what was wrong.
 
-        A prompt that leaves no room for an answer is told as one whose answer may have no tokens.
+        A prompt that leaves no room for an answer is told as one whose answer may have no tokens, and one of far too
+        many characters is never counted.
         """
-        if self.param == "max_tokens":
+        if self.param in ("max_tokens", "input_text"):
             return context_tokens
         if self.param == "input_tokens":
             found = _VALUE.search(self.message)

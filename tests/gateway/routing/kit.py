@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -115,7 +116,7 @@ class Stage:
 
 @asynccontextmanager
 async def staged(
-    servers: Mapping[str, Server], *, slots: int = 4, limits: FleetLimits = LIMITS, **options: Any
+    servers: Mapping[str, Server], *, slots: int = 4, limits: FleetLimits = LIMITS, real_time: bool = False
 ) -> AsyncIterator[Stage]:
     clock, seen = Clock(), Seen()
     fleet = await Fleet.open(
@@ -123,9 +124,8 @@ async def staged(
         slots=slots,
         limits=limits,
         chance=random.Random(7),  # noqa: S311 - a test is repeated from its seed
-        clock=clock,
+        clock=time.monotonic if real_time else clock,
         watch=seen,
-        **options,
     )
     try:
         yield Stage(fleet, servers, clock, seen)

@@ -148,7 +148,7 @@ async def test_one_of_the_servers_that_answers_is_enough_to_try_an_adapter_on(tm
         ('kind = "vllm"\nservers = ["http://a:1", "http://a:1"]', "servers has http://a:1 twice"),
         ('kind = "vllm"\nservers = ["ftp://a"]', "engine.servers.0"),
         ('kind = "vllm"\nslots = 0', "engine.slots"),
-        (f'model = "m"\ndigest = "{"0" * 64}"', "give one of them"),
+        (f'model = "/"\ndigest = "{"0" * 64}"', "give one of them"),
         ('digest = "abc"', "engine.digest"),
     ],
 )

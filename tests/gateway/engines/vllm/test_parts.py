@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.engines import AdapterNotLoaded, EngineRefused, EngineUnavailable, GenerationRequest, SamplingParams
+from gateway.engines import (
+    AdapterNotLoaded,
+    EngineRefused,
+    EngineUnavailable,
+    GenerationRequest,
+    PromptTooLong,
+    SamplingParams,
+)
 from gateway.engines.vllm import bodies
 from gateway.engines.vllm.disarm import Disarm
 from gateway.engines.vllm.load import Load
@@ -71,6 +78,7 @@ def test_options_cannot_take_the_place_of_what_the_gateway_says() -> None:
         (404, {"error": {"message": "no such model", "param": "model", "code": 404}}, AdapterNotLoaded),
         (404, {"detail": "Not Found"}, EngineUnavailable),
         (400, {"error": {"message": "bad grammar", "param": "response_format", "code": 400}}, EngineRefused),
+        (400, {"error": {"message": "so many characters", "param": "input_text", "code": 400}}, PromptTooLong),
         (500, {"error": {"message": "dead", "code": 500}}, EngineUnavailable),
         (401, {"error": "Unauthorized"}, EngineUnavailable),
         (503, "busy", EngineUnavailable),
