@@ -20,7 +20,7 @@ from gateway.admission import Admission
 from gateway.api import answers as answer_routes
 from gateway.api import contributors, feedback, models, openai, operations, payouts, responses, transparency
 from gateway.api.described import describe
-from gateway.api.hot import HotRoutes, endpoints
+from gateway.api.hot import Application
 from gateway.api.responses_requests import ResponsesRequest
 from gateway.auth import KeyRing
 from gateway.catalogue import Catalogue, offered, publish
@@ -29,7 +29,6 @@ from gateway.embeddings import Embeddings
 from gateway.engines import Engine, EngineUnavailable
 from gateway.fairness import Turns
 from gateway.metrics import LedgerState, Metrics
-from gateway.observe import Observed
 from gateway.pipeline import Pipeline
 from gateway.published import Published
 from gateway.registry import Registry, RegistryError
@@ -264,7 +263,7 @@ def create_app(
     engine: MakeEngine = make_engine,
     embedder: MakeEmbedder = make_embedder,
     chores: bool = True,
-) -> FastAPI:
+) -> Application:
     """The ASGI application. It serves once its lifespan has begun. chores: see open_gateway."""
 
     @asynccontextmanager
@@ -277,13 +276,12 @@ def create_app(
             log.info("ready", models=list(gateway.router.names), log_key=gateway.signer.verifier_key)
             yield
 
-    app = FastAPI(title="Tributary", version="0.1.0", lifespan=lifespan)
+    app = Application(title="Tributary", version="0.1.0", lifespan=lifespan)
     errors.install(app)
     routers = (openai, responses, models, answer_routes, feedback, contributors, payouts, transparency, operations)
     for routes in routers:
         app.include_router(routes.router)
-    app.add_middleware(HotRoutes, hot=endpoints(openai.router, responses.router))
-    app.add_middleware(Observed)
+    app.heat(openai.router, responses.router)
     describe(app, ResponsesRequest)
     return app
 

@@ -9,8 +9,6 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.api import openai, responses
-from gateway.api.hot import HotRoutes, endpoints
 from gateway.app import create_app
 from tests.gateway.kit import Site, body
 
@@ -42,7 +40,7 @@ def site(tmp_path: Path) -> Site:
 async def answered(site: Site, *, hot: bool) -> dict[str, tuple[int, dict[str, str], str]]:
     app = create_app(site.settings, engine=lambda _: site.engine, embedder=lambda _: site.embedder)
     if not hot:
-        app.user_middleware = [layer for layer in app.user_middleware if layer.cls is not HotRoutes]
+        app.heat()
     site.engine.down = False
     found = {}
     async with app.router.lifespan_context(app):
@@ -62,11 +60,22 @@ async def test_a_hot_route_answers_as_fastapi_would(site: Site) -> None:
     assert [hot[name][0] for name in ("chat", "no key", "no JSON", "unknown model")] == [200, 401, 400, 404]
 
 
-async def test_what_is_our_fault_is_told_and_logged_as_elsewhere(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with site.serve() as (client, gateway):
-        monkeypatch.setattr(gateway.pipeline, "open", None)
-        with pytest.raises(TypeError):  # the transport raises what a server would log once more
-            await client.post(CHAT, json=body())
+@pytest.mark.parametrize("hot", [True, False])
+async def test_what_is_our_fault_is_told_and_raised_for_the_server(site: Site, *, hot: bool) -> None:
+    app = create_app(site.settings, engine=lambda _: site.engine, embedder=lambda _: site.embedder)
+    if not hot:
+        app.heat()
+    async with app.router.lifespan_context(app):
+        app.state.gateway.pipeline.open = None
+        own = {"authorization": f"Bearer {site.secret}"}
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://site", headers=own) as client:
+            reply = await client.post(CHAT, json=body())
+        assert (reply.status_code, reply.json()["error"]["code"]) == (500, "internal_error")
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://site", headers=own) as client:
+            with pytest.raises(TypeError):
+                await client.post(CHAT, json=body())
 
 
 async def test_other_methods_of_a_hot_path_are_refused(site: Site) -> None:
@@ -75,6 +84,6 @@ async def test_other_methods_of_a_hot_path_are_refused(site: Site) -> None:
 
 
 def test_what_is_hot_is_documented(site: Site) -> None:
-    hot = endpoints(openai.router, responses.router)
-    assert hot.keys() == {CHAT, COMPLETION, "/v1/embeddings", RESPONSE}
-    assert hot.keys() <= create_app(site.settings).openapi()["paths"].keys()
+    app = create_app(site.settings)
+    assert app.hot == {CHAT, COMPLETION, "/v1/embeddings", RESPONSE}
+    assert app.hot <= app.openapi()["paths"].keys()
