@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
@@ -158,7 +159,9 @@ class Answer:
     first_token_s: float | None = None
     last_token_s: float | None = None
     abandoned: bool = False
-    _deltas: asyncio.Queue[Delta | Exception | None] = field(default_factory=asyncio.Queue)
+    _untaken: deque[Delta] = field(default_factory=deque)
+    _end: list[Exception | None] = field(default_factory=list)  # one value once it has ended: what ended it early
+    _reader: asyncio.Future[None] | None = None
 
     def __post_init__(self) -> None:
         self.choices = [Choice() for _ in range(self.question.n_choices)]
@@ -216,11 +219,46 @@ class Answer:
         )
 
     async def deltas(self) -> AsyncIterator[Delta]:
-        """The answer as it is generated. Ends only after the usage is committed; raises what ended it early."""
-        while (item := await self._deltas.get()) is not None:
-            if isinstance(item, Exception):
-                raise item
-            yield item
+        """The answer as it is generated. Ends only after the usage is committed; raises what ended it early.
+
+        One reader at a time may wait, here or for what follows.
+        """
+        while await self._more():
+            while self._untaken:
+                yield self._untaken.popleft()
+
+    async def pieces(self) -> AsyncIterator[Sequence[Delta]]:
+        """The same, with what came at once in one piece, so that it costs its client one write."""
+        while await self._more():
+            piece = tuple(self._untaken)
+            self._untaken.clear()
+            yield piece
+
+    async def finished(self) -> None:
+        """Wait for the end of an answer that is not wanted before; raises what ended it early."""
+        while not self._end:
+            await self._woken()
+        if self._end[0] is not None:
+            raise self._end[0]
+
+    async def _more(self) -> bool:
+        """Wait for a delta or the end."""
+        while not (self._untaken or self._end):
+            await self._woken()
+        if not self._untaken and self._end[0] is not None:
+            raise self._end[0]
+        return bool(self._untaken)
+
+    async def _woken(self) -> None:
+        self._reader = asyncio.get_running_loop().create_future()
+        try:
+            await self._reader
+        finally:
+            self._reader = None
+
+    def _wake(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
 
     def abandon(self) -> None:
         """Stop generating: the client is gone. Harmless once the answer is complete."""
@@ -241,18 +279,20 @@ class Answer:
         choice.finish_reason = delta.finish_reason or choice.finish_reason
         if delta.raw is not None and self._keeps_raw:
             self.raws.append(delta.raw)
-        self._deltas.put_nowait(delta)
+        self._untaken.append(delta)
+        self._wake()
 
     def end(self, failure: Exception | None) -> None:
         """Let the client's last byte go, or tell it what went wrong."""
-        self._deltas.put_nowait(failure)
+        self._end.append(failure)
+        self._wake()
 
 
-async def up_to_first_token(deltas: AsyncIterator[Delta]) -> list[Delta]:
+async def up_to_first_token(pieces: AsyncIterator[Sequence[Delta]]) -> list[Delta]:
     """The first deltas of an answer. Nothing is sent before them, so that a failure gets a status of its own."""
-    found = []
-    async for delta in deltas:
-        found.append(delta)
-        if delta.token_ids or delta.finish_reason is not None:
+    found: list[Delta] = []
+    async for piece in pieces:
+        found += piece
+        if any(delta.token_ids or delta.finish_reason is not None for delta in piece):
             break
     return found

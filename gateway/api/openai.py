@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -144,17 +144,16 @@ async def _answer(
     claim: Claim | None,
 ) -> Response:
     answer = await gateway.pipeline.open(caller.subject, question, key=caller, claim=claim)
-    deltas = answer.deltas()
     try:
         if not body.stream:
-            async for _ in deltas:
-                pass
+            await answer.finished()
             return Response(whole(_told(answer), shape), media_type=JSON_TYPE, headers=_headers(answer))
-        first = await up_to_first_token(deltas)
+        pieces = answer.pieces()
+        first = await up_to_first_token(pieces)
     except BaseException:
         answer.abandon()
         raise
-    events = _events(answer, shape, first, deltas, include_usage=_wants_usage(body))
+    events = _events(answer, shape, first, pieces, include_usage=_wants_usage(body))
     return EventStream(events, answer.abandon, _headers(answer), gateway.settings.limits.stall_s)
 
 
@@ -163,7 +162,7 @@ def _headers(answer: Answer) -> dict[str, str]:
 
 
 async def _events(
-    answer: Answer, shape: Shape, first: list[Delta], rest: AsyncIterator[Delta], *, include_usage: bool
+    answer: Answer, shape: Shape, first: list[Delta], rest: AsyncIterator[Sequence[Delta]], *, include_usage: bool
 ) -> AsyncIterator[bytes]:
     writer = StreamWriter(
         shape,
@@ -173,12 +172,11 @@ async def _events(
         n_choices=answer.question.n_choices,
         include_usage=include_usage,
     )
-    for delta in first:
-        if ready := writer.write(delta):
-            yield ready
+    if ready := b"".join(map(writer.write, first)):
+        yield ready
     try:
-        async for delta in rest:
-            if ready := writer.write(delta):
+        async for piece in rest:
+            if ready := b"".join(map(writer.write, piece)):
                 yield ready
     except Exception as error:
         yield writer.fail(error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
@@ -45,18 +45,19 @@ async def create_response(request: Request, gateway: GatewayState, caller: KeyHo
     answer = await gateway.pipeline.open(caller.subject, question, key=caller, claim=once)
     writer = _writer(answer.request_id, answer.said, body)
     headers = answer_headers(answer.request_id, resolved.model.name)
-    deltas = answer.deltas()
+    pieces = answer.pieces()
     try:
         if not body.stream:
-            async for delta in deltas:
-                writer.write(delta)
+            async for piece in pieces:
+                for delta in piece:
+                    writer.write(delta)
             content = writer.whole(answer.said.finish_reason, answer.attribution)
             return JSONResponse(content, headers=headers)
-        first = await up_to_first_token(deltas)
+        first = await up_to_first_token(pieces)
     except BaseException:
         answer.abandon()
         raise
-    events = _events(answer, writer, first, deltas)
+    events = _events(answer, writer, first, pieces)
     return EventStream(events, answer.abandon, headers, gateway.settings.limits.stall_s)
 
 
@@ -99,16 +100,15 @@ def _writer(request_id: str, said: Said, body: ResponsesRequest) -> ResponseWrit
 
 
 async def _events(
-    answer: Answer, writer: ResponseWriter, first: list[Delta], rest: AsyncIterator[Delta]
+    answer: Answer, writer: ResponseWriter, first: list[Delta], rest: AsyncIterator[Sequence[Delta]]
 ) -> AsyncIterator[bytes]:
     """The stream: text as it comes; what ended it, usage and attribution only once they are committed."""
     yield writer.begin()
     try:
-        for delta in first:
-            if ready := writer.write(delta):
-                yield ready
-        async for delta in rest:
-            if ready := writer.write(delta):
+        if ready := b"".join(map(writer.write, first)):
+            yield ready
+        async for piece in rest:
+            if ready := b"".join(map(writer.write, piece)):
                 yield ready
     except Exception as error:
         yield writer.fail(error, answer.attribution)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 
 import structlog
-from fastapi.responses import StreamingResponse
+from fastapi import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway.errors import BadRequestError
@@ -60,23 +60,44 @@ def unstalled(send: Send, stall_s: float) -> Send:
     return sending
 
 
-class EventStream(StreamingResponse):
-    """A stream of server-sent events that tells when it is over, however it ended, and waits for no stalled client."""
+class EventStream(Response):
+    """A stream of server-sent events that tells when it is over, however it ended, and waits for no stalled client.
+
+    on_end: is told when the client has left, and when all is sent.
+    """
+
+    media_type = "text/event-stream"
 
     def __init__(
         self, events: AsyncIterator[bytes], on_end: Callable[[], None], headers: Mapping[str, str], stall_s: float
     ) -> None:
-        headers = {**headers, "cache-control": "no-cache", "x-accel-buffering": "no"}
-        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self.status_code = 200
+        self.background = None
+        self.init_headers({**headers, "cache-control": "no-cache", "x-accel-buffering": "no"})
+        self._events = events
         self._on_end = on_end
         self._stall_s = stall_s
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the stream; the end is told even when the client left before the first byte."""
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the stream; the end is told even when the client left before the first byte.
+
+        What is sent to a client that has left goes nowhere, and the events end by themselves soon after.
+        """
+        send = unstalled(send, self._stall_s)
+        watch = asyncio.create_task(self._watch(receive))
         try:
-            await super().__call__(scope, receive, unstalled(send, self._stall_s))
-        except* StalledError:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            async for piece in self._events:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except StalledError:
             # The response stays unfinished, and for that the server closes the connection.
             log.warning("client_stalled", stall_s=self._stall_s)
         finally:
+            watch.cancel()
             self._on_end()
+
+    async def _watch(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._on_end()
