@@ -55,12 +55,16 @@ class NotFoundError(LookupError):
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """How an exception is told to a client."""
+    """How an exception is told to a client.
+
+    told: what is said instead of its own words, where those are the operator's: they name servers and folders.
+    """
 
     status: int
     type: str
     code: str | None = None
     param: str | None = None
+    told: str | None = None
 
 
 TABLE: dict[type[Exception], Reply] = {
@@ -79,8 +83,19 @@ TABLE: dict[type[Exception], Reply] = {
     TooBusyError: Reply(status=429, type="requests", code="too_busy"),
     BudgetExceeded: Reply(status=429, type="insufficient_quota", code="monthly_budget_exceeded"),
     TookTooLongError: Reply(status=504, type="service_unavailable", code="engine_timeout"),
-    EngineUnavailable: Reply(status=503, type="service_unavailable", code="engine_unavailable"),
-    AdapterRejected: Reply(status=503, type="service_unavailable", code="adapter_rejected", param="model"),
+    EngineUnavailable: Reply(
+        status=503,
+        type="service_unavailable",
+        code="engine_unavailable",
+        told="the engine does not answer now; repeat the request later",
+    ),
+    AdapterRejected: Reply(
+        status=503,
+        type="service_unavailable",
+        code="adapter_rejected",
+        param="model",
+        told="the engine does not take this model's adapter; the operator's log says why",
+    ),
     CommitError: Reply(status=503, type="service_unavailable", code="ledger_unavailable"),
     DatabaseUnavailableError: Reply(status=503, type="service_unavailable", code="ledger_unavailable"),
 }
@@ -106,7 +121,7 @@ def body_of(error: BaseException) -> tuple[int, dict[str, object]]:
         reply = RATE_LIMITS.get(error.limit, found) if isinstance(error, BudgetExceeded) else found
         if isinstance(error, EngineRefused):
             reply = replace(reply, param=error.param)
-    return _shape(reply, str(error))
+    return _shape(reply, reply.told or str(error))
 
 
 def _shape(reply: Reply, message: str) -> tuple[int, dict[str, object]]:
@@ -126,6 +141,8 @@ async def answer(_request: Request, error: Exception) -> JSONResponse:
     status, body = body_of(error)
     if status == 500:
         log.error("request_failed", exc_info=error)
+    elif status == 503:
+        log.warning("request_refused", error=repr(error))
     headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
     if isinstance(error, BadRequestError):
         headers |= error.headers

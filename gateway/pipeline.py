@@ -24,7 +24,7 @@ from gateway.admission import Admission
 from gateway.answers import GroundedPassage, SealedInputs, salted_digest
 from gateway.auth import Principal
 from gateway.charging import Charge
-from gateway.engines import Delta, Engine, EngineError, EngineUnavailable, GenerationRequest
+from gateway.engines import Delta, Engine, EngineUnavailable, GenerationRequest, PromptTooLong
 from gateway.exchange import Answer, Question, TookTooLongError, within
 from gateway.fairness import PRIORITIES
 from gateway.grounding import ground
@@ -58,7 +58,7 @@ log = structlog.get_logger(__name__)
 
 def _reason(error: Exception) -> str:
     """What an attribution object says of a failure: our own errors in their words, others only by their kind."""
-    said = isinstance(error, attribution.AttributionError | EngineError | MeteringError | RegistryError)
+    said = isinstance(error, attribution.AttributionError | PromptTooLong | MeteringError | RegistryError)
     return f"{type(error).__name__}: {error}" if said else type(error).__name__
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,17 +24,19 @@ KILLS = 2
 LEAVING = 0.1
 _FAIL_RATE = 0.05
 _DOWN_S = 0.5
+_AT_ONCE = 0.2  # part of those who leave that do so before a byte has come
 _MOST_BYTES = 12_000  # of what a client reads before it leaves; a stream of 64 chunks is longer
 _NAME = "x-tributary-request-id"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Faults:
-    """What so many requests under fire came to. findings: what `tributary fsck` found wrong."""
+    """What so many requests under fire came to. refused: by status. findings: what `tributary fsck` found wrong."""
 
     reconciled: Reconciled
     kills: int
     left: int
+    refused: Mapping[int, int]
     open_intents: int
     findings: tuple[str, ...]
 
@@ -47,6 +50,8 @@ class Faults:
         for name, count in asdict(self.reconciled).items():
             yield f"{name:>14}{count:10,}"
         yield f"{'clients left':>14}{self.left:10,}"
+        for status, count in sorted(self.refused.items()):
+            yield f"{f'refused, {status}':>14}{count:10,}"
         yield f"{'engine kills':>14}{self.kills:10,}"
         yield f"{'still open':>14}{self.open_intents:10,}"
         yield f"{'fsck findings':>14}{len(self.findings):10,}"
@@ -68,51 +73,74 @@ def measure(
     try:
         gateway = Gateway(folder / "faults", [engine.url for engine in engines], database=database, cores=own)
         with running(gateway.serve()):
-            seen, left = asyncio.run(_under_fire(gateway.asking(), engines, requests, random.Random(seed)))  # noqa: S311
+            fire = _Fire(gateway.asking(), engines, requests, random.Random(seed))  # noqa: S311 - lots, and no secrets
+            asyncio.run(fire.rage())
             gateway.drain()
         with office(gateway.config) as opened:
-            reconciled = reconcile(seen, logged(opened))
+            reconciled = reconcile(fire.seen, logged(opened))
             open_intents = still_open(opened)
-        return Faults(reconciled=reconciled, kills=KILLS, left=left, open_intents=open_intents, findings=_fsck(gateway))
+        return Faults(
+            reconciled=reconciled,
+            kills=KILLS,
+            left=fire.left,
+            refused=fire.refused,
+            open_intents=open_intents,
+            findings=_fsck(gateway),
+        )
     finally:
         for engine in engines:
             engine.server.stop()
 
 
-async def _under_fire(
-    asking: Asking, engines: Sequence[Upstream], requests: int, dice: random.Random
-) -> tuple[list[Seen], int]:
-    """Send so many requests while engines die and come back; returns what each came to, and how many clients left."""
-    numbers = iter(range(requests))
-    seen: list[Seen] = []
-    left = 0
+class _Fire:
+    """So many requests, some of whose clients leave, to engines that die and come back. seen: what each came to."""
 
-    async def ask_again_and_again() -> None:
-        nonlocal left
-        client = Client(asking.url)
-        for number in numbers:
-            leave_after = dice.randrange(_MOST_BYTES) if dice.random() < LEAVING else None
-            if leave_after is not None and dice.random() < 0.2:
-                leave_after = 0
-            left += leave_after is not None
-            request = asking.request(number, stream=number % 2 == 1)
+    def __init__(self, asking: Asking, engines: Sequence[Upstream], requests: int, dice: random.Random) -> None:
+        self._asking = asking
+        self._engines = engines
+        self._requests = requests
+        self._numbers = iter(range(requests))
+        self._dice = dice
+        self.seen: list[Seen] = []
+        self.left = 0
+        self.refused: Counter[int] = Counter()
+
+    async def rage(self) -> None:
+        """Send them all."""
+        await asyncio.gather(self._kill_now_and_then(), *(self._ask_again_and_again() for _ in range(CONNECTIONS)))
+
+    async def _ask_again_and_again(self) -> None:
+        client = Client(self._asking.url)
+        for number in self._numbers:
+            leave_after = self._leaves_after()
+            self.left += leave_after is not None
             try:
-                seen.append(as_seen(await client.send(request, leave_after_bytes=leave_after)))
+                reply = await client.send(
+                    self._asking.request(number, stream=number % 2 == 1), leave_after_bytes=leave_after
+                )
             except OSError:  # nobody listens
-                seen.append(Seen(request_id=None, complete=False))
+                self.seen.append(Seen(request_id=None, complete=False))
+                continue
+            self.seen.append(as_seen(reply))
+            if reply.status not in {0, 200}:
+                self.refused[reply.status] += 1
         client.close()
 
-    async def kill_now_and_then() -> None:
+    def _leaves_after(self) -> int | None:
+        """After how many bytes of its answer a client leaves; None for one that stays."""
+        if self._dice.random() >= LEAVING:
+            return None
+        return 0 if self._dice.random() < _AT_ONCE else self._dice.randrange(_MOST_BYTES)
+
+    async def _kill_now_and_then(self) -> None:
         for turn in range(KILLS):
-            while len(seen) < requests * (turn + 1) // (KILLS + 1):  # noqa: ASYNC110 - any of many may be the one
+            so_many = self._requests * (turn + 1) // (KILLS + 1)
+            while len(self.seen) < so_many:  # noqa: ASYNC110 - any of many may bring it about
                 await asyncio.sleep(0.01)
-            engine = engines[turn % len(engines)]
+            engine = self._engines[turn % len(self._engines)]
             await asyncio.to_thread(engine.crash)
             await asyncio.sleep(_DOWN_S)
             await asyncio.to_thread(engine.restart)
-
-    await asyncio.gather(kill_now_and_then(), *(ask_again_and_again() for _ in range(CONNECTIONS)))
-    return seen, left
 
 
 def as_seen(reply: Reply) -> Seen:

@@ -322,7 +322,7 @@ async def test_an_engine_that_fails_in_the_middle(site: Site, kind: str) -> None
         text = failed["output"][0]["content"][0]["text"]
         assert site.engine.text.startswith(text)
         assert 0 < failed["usage"]["output_tokens"] == len(text)
-    assert "told to fail" in found[-1]["response"]["error"]["message"]
+    assert "does not answer now" in found[-1]["response"]["error"]["message"]
     assert whole.status_code == 503
     assert len(site.entries("usage.recorded")) == 2
 
