@@ -41,6 +41,8 @@ async def read_body(receive: Receive, *, limit_bytes: int, within_s: float) -> b
         raise BadRequestError(
             f"the body did not arrive within {within_s:g} s", code="request_timeout", status=408, headers=_HANG_UP
         ) from None
+# Of a stream at once, so that even a client that reads slowly takes it before it is thought to be stalled.
+_WRITE_BYTES = 1 << 16
 
 
 class StalledError(Exception):
@@ -88,7 +90,9 @@ class EventStream(Response):
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             async for piece in self._events:
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
+                for start in range(0, len(piece), _WRITE_BYTES):
+                    part = piece[start : start + _WRITE_BYTES]
+                    await send({"type": "http.response.body", "body": part, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         except StalledError:
             # The response stays unfinished, and for that the server closes the connection.

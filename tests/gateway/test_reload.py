@@ -264,14 +264,14 @@ def test_a_process_takes_up_its_file_on_sighup_and_keeps_serving_when_it_is_bad(
 
     def wait_for(event: str, count: int) -> None:
         deadline_s = time.monotonic() + 120
-        while said.read_text().count(f'"event": "{event}"') < count:
+        while said.read_text().count(f'"event":"{event}"') < count:
             assert process.poll() is None, said.read_text()
             assert time.monotonic() < deadline_s, said.read_text()
             time.sleep(0.05)
 
     try:
         wait_for("listening" if workers == 1 else "workers_serving", 1)
-        url = re.search(r'"url": "([^"]+)"', said.read_text())
+        url = re.search(r'"url":"([^"]+)"', said.read_text())
         assert url
         limits = httpx.Limits(max_keepalive_connections=0)  # every request may meet another worker
         headers = {"Authorization": f"Bearer {site.secret}"}

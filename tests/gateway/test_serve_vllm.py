@@ -61,11 +61,11 @@ def serving(site: Site, *options: str) -> Iterator[tuple[httpx.Client, subproces
         )
     try:
         deadline_s = time.monotonic() + WAIT_S
-        while '"event": "listening"' not in said.read_text():
+        while '"event":"listening"' not in said.read_text():
             assert process.poll() is None, said.read_text()
             assert time.monotonic() < deadline_s, said.read_text()
             time.sleep(0.05)
-        url = re.search(r'"url": "([^"]+)"[^\n]*"event": "listening"', said.read_text())
+        url = re.search(r'"url":"([^"]+)"[^\n]*"event":"listening"', said.read_text())
         assert url
         headers = {"Authorization": f"Bearer {site.secret}"}
         with httpx.Client(base_url=url[1], headers=headers, timeout=60) as client:
@@ -77,7 +77,7 @@ def serving(site: Site, *options: str) -> Iterator[tuple[httpx.Client, subproces
 
 def started(site: Site) -> int:
     """The process id of the server that was started last."""
-    return int(re.findall(r'"pid": ([0-9]+)[^\n]*"event": "vllm_serves"', (site.folder / "said").read_text())[-1])
+    return int(re.findall(r'"pid":([0-9]+)[^\n]*"event":"vllm_serves"', (site.folder / "said").read_text())[-1])
 
 
 def test_it_starts_a_server_and_starts_it_again_when_it_dies(site: Site) -> None:

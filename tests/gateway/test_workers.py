@@ -62,7 +62,7 @@ async def serving(site: Site) -> AsyncIterator[tuple[httpx.AsyncClient, subproce
     try:
         await until(lambda: "workers_serving" in said.read_text() or parent.poll() is not None, 120)
         assert parent.poll() is None, said.read_text()
-        url = re.search(r'"url": "([^"]+)"', said.read_text())
+        url = re.search(r'"url":"([^"]+)"', said.read_text())
         assert url
         limits = httpx.Limits(max_keepalive_connections=0)
         headers = {"Authorization": f"Bearer {site.secret}"}

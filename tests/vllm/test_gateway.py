@@ -57,7 +57,7 @@ def events(response: httpx.Response) -> Iterator[Any]:
 
 
 def vllm_pid(gateway: Running) -> int:
-    return int(re.findall(r'"pid": ([0-9]+)[^\n]*"event": "vllm_serves"', gateway.log_file.read_text())[-1])
+    return int(re.findall(r'"pid":([0-9]+)[^\n]*"event":"vllm_serves"', gateway.log_file.read_text())[-1])
 
 
 def usage(gateway: Running, request_id: str) -> dict[str, Any]:
