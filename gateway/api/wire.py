@@ -41,6 +41,8 @@ async def read_body(receive: Receive, *, limit_bytes: int, within_s: float) -> b
         raise BadRequestError(
             f"the body did not arrive within {within_s:g} s", code="request_timeout", status=408, headers=_HANG_UP
         ) from None
+
+
 # Of a stream at once, so that even a client that reads slowly takes it before it is thought to be stalled.
 _WRITE_BYTES = 1 << 16
 
