@@ -145,7 +145,8 @@ async def open_gateway(
 ) -> AsyncIterator[Gateway]:
     """Build every object, recover what a crash left, load the adapters, and take it all down again in order.
 
-    chores: also do what one process does for all on a database: attribute, sweep, ship, ask witnesses.
+    chores: also do what one process does for all on a database: sweep, ship, ask witnesses, and attribute unless
+    [attribution] worker is off.
     """
     database = Database(settings.database.url)
     database.require_current_schema()
@@ -210,7 +211,9 @@ async def _opened(
             limits=settings.limits,
         )
         witnessing = Witnessing.of(settings, database=database, ledger=ledger, metrics=metrics)
-        done_once = (pipeline.work, sweeper.run, witnessing.run) if chores else ()
+        done_once = [sweeper.run, witnessing.run] if chores else []
+        if chores and settings.attribution.worker:
+            done_once.append(pipeline.work)
         background = [asyncio.create_task(work()) for work in done_once]
         try:
             async with shipping(settings.ledgers if chores else (), ledger, transactions, metrics):
