@@ -77,7 +77,7 @@ def make_engine(settings: Settings) -> Engine | Mapping[str, OpenEngine]:
 
 def _vllm_servers(settings: Settings) -> dict[str, OpenEngine]:
     """The servers by what their addresses say after the scheme: the same in every gateway that shares them."""
-    from gateway.engines.vllm import VllmEngine  # noqa: PLC0415 - takes aiohttp along, which an embedded engine does not
+    from gateway.engines.vllm import VllmEngine  # noqa: PLC0415 - takes httptools along, which an embedded engine does not
     from gateway.engines.weights import WeightsError, base_model_directory, model_digest  # noqa: PLC0415
 
     chosen = settings.engine

@@ -179,19 +179,18 @@ class VllmEngine:
                     adapter=adapter,
                     context_tokens=self.context_tokens,
                     request_id=request.request_id,
-                ) as response:
+                ) as reply:
                     if not request.stream:
-                        for delta in whole(await read(response), splicer, choices=choices):
+                        for delta in whole(await read(reply), splicer, choices=choices):
                             yield delta
                         return
                     walker = EventWalker(splicer, choices=choices, adapter=adapter, context_tokens=self.context_tokens)
-                    content = response.content
-                    while not walker.done and (data := await content.readany()):
+                    while not walker.done and (data := await reply.some()):
                         for delta in walker.feed(data):
                             yield delta
                     walker.end()
                     # The connection can serve again only when the end of the reply was read.
-                    await content.readany()
+                    await reply.some()
         except AdapterNotLoaded as error:
             self._residents.remove(error.name)
             raise

@@ -16,12 +16,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import aiohttp
 import structlog
 
 from gateway.engines.adapters import TARGET_MODULES
 from gateway.engines.base import EngineUnavailable
 from gateway.engines.vllm import leash
+from gateway.engines.vllm.client import VllmClient
 from gateway.engines.vllm.engine import Dtype
 
 _DTYPES: Mapping[Dtype, str] = {"fp32": "float32", "bf16": "bfloat16"}
@@ -200,24 +200,26 @@ class VllmServer:
         """None once it does; else what happened instead."""
         loop = asyncio.get_running_loop()
         told_s = started_s
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
-            while not await self._serves(session):
-                if process.returncode is not None:
-                    return f"ended with code {process.returncode} at its start"
-                if loop.time() - started_s > self._start_s:
-                    return f"did not serve within {self._start_s:.0f} s"
-                if loop.time() - told_s > _PROGRESS_S:
-                    told_s = loop.time()
-                    log.info("vllm_starting", seconds=round(told_s - started_s), said=self.tail.rpartition("\n")[2])
-                await asyncio.sleep(_POLL_S)
+        while not await self._serves():
+            if process.returncode is not None:
+                return f"ended with code {process.returncode} at its start"
+            if loop.time() - started_s > self._start_s:
+                return f"did not serve within {self._start_s:.0f} s"
+            if loop.time() - told_s > _PROGRESS_S:
+                told_s = loop.time()
+                log.info("vllm_starting", seconds=round(told_s - started_s), said=self.tail.rpartition("\n")[2])
+            await asyncio.sleep(_POLL_S)
         return None
 
-    async def _serves(self, session: aiohttp.ClientSession) -> bool:
+    async def _serves(self) -> bool:
+        client = VllmClient(self.url)
         try:
-            async with session.get(f"{self.url}/health") as response:
-                return response.status == 200
-        except (aiohttp.ClientError, TimeoutError):
+            await client.get("/health", timeout_s=5)
+        except EngineUnavailable:
             return False
+        finally:
+            await client.close()
+        return True
 
     async def _supervise(self) -> None:
         """Start the server again whenever it dies, at longer and longer intervals if it does not live."""
