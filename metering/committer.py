@@ -18,7 +18,7 @@ from ledger_client import Log
 from metering.errors import CommitError
 from metering.transaction import Expected, Transaction
 
-LINGER_S = 0.001
+LINGER_S = 0.008
 
 T = TypeVar("T")
 _NOTHING = Expected()
@@ -54,7 +54,8 @@ class Committer:
 
     begin: opens a transaction that commits on a clean exit. On SQLite it must have begun IMMEDIATE.
     max_batch: the most units that share a transaction. A transaction begins with what waits; only right after another
-    was acknowledged it waits, for LINGER_S at most, so that callers who come back at once are not left for the next.
+    was acknowledged it waits, for as long as that one took and LINGER_S at most, so that callers who come back at once
+    are not left for the next.
     """
 
     def __init__(
@@ -133,6 +134,7 @@ class Committer:
         return batch, True
 
     def _commit(self, batch: list[_Job]) -> None:
+        began_s = time.monotonic()
         try:
             with self._begin() as connection:
                 self._fill(connection, batch)
@@ -148,7 +150,8 @@ class Committer:
                 job.tell(None, own or _commit_error(error))
             return
         self._awaited = len(batch) + self._waiting.qsize()
-        self._awaited_until_s = time.monotonic() + LINGER_S
+        now_s = time.monotonic()
+        self._awaited_until_s = now_s + min(now_s - began_s, LINGER_S)
         for job in batch:
             job.tell(job.result, job.error)
 
