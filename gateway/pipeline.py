@@ -11,7 +11,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, suppress
+from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
 import orjson
@@ -216,7 +216,7 @@ class Pipeline:
             self._answering.discard(answer)
             self._admission.ended(answer.request_id)
 
-    def _in_time(self, answer: Answer) -> AbstractAsyncContextManager[asyncio.Timeout]:
+    def _in_time(self, answer: Answer) -> within:
         """The time that the engine has for the next of the answer."""
         if answer.first_token_s is not None:
             return within(answer.deadline_s)
