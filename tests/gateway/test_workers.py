@@ -30,7 +30,7 @@ from gateway.cli import main, server, workers
 from tests.fakes import FakeEngine
 from tests.retrieval.kit import HashingEmbedder
 
-parts = {"engine": lambda _: FakeEngine(text="The bell was cast by Petra.", delay_s=0.01)}
+parts = {"engine": lambda _: FakeEngine(text="The bell was cast by Petra.", delay_s=0.04)}
 server.create_app = partial(create_app, **parts, embedder=lambda _: HashingEmbedder())
 workers.PYTHON = [sys.executable, "-c", open(sys.argv[1]).read(), sys.argv.pop(1)]
 main()
@@ -109,7 +109,7 @@ async def test_workers_share_the_books_and_one_may_die(site: Site) -> None:
         workers = children(parent)
         assert len(workers) == WORKERS
         asking = [asyncio.create_task(ask(client)) for _ in range(60)]
-        await asyncio.sleep(0.3)  # most are admitted, none is answered
+        await asyncio.sleep(0.6)  # most are admitted, none is answered
         os.kill(workers[1], signal.SIGKILL)
         answered = (await asyncio.gather(*asking)).count(200)
         assert answered > 0

@@ -138,11 +138,10 @@ async def test_adapters_change_the_answer_and_leave_the_base_as_it_was(
     assert np.array_equal(await scores(None), base)
 
 
-@pytest.mark.parametrize("scale", [0.0, float("nan")])
-async def test_an_adapter_that_does_nothing_or_nonsense_is_rejected(
-    engine: EmbeddedEngine, model_directory: Path, tmp_path: Path, scale: float
+async def test_an_adapter_that_does_nothing_is_rejected(
+    engine: EmbeddedEngine, model_directory: Path, tmp_path: Path
 ) -> None:
-    files = random_adapter(tmp_path, model_directory, scale=scale)
+    files = random_adapter(tmp_path, model_directory, scale=0)
     with pytest.raises(AdapterRejected, match="changes nothing"):
         await engine.load(files)
     assert engine.resident() == frozenset()
