@@ -176,6 +176,11 @@ class Answer:
         self._keeps_raw = self.claim is not None or not self.question.stream
 
     @property
+    def owes_early_token(self) -> bool:
+        """Whether it must begin earlier than it must end."""
+        return self.first_deadline_s < self.deadline_s
+
+    @property
     def answer_ids(self) -> tuple[int, ...]:
         """The token ids of every choice so far, one after another."""
         return tuple(chain.from_iterable(choice.ids for choice in self.choices))

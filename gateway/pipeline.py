@@ -8,7 +8,6 @@ the request path, from the sealed inputs alone.
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from contextlib import aclosing, suppress
@@ -29,7 +28,7 @@ from gateway.exchange import Answer, Question, TookTooLongError, within
 from gateway.fairness import PRIORITIES
 from gateway.grounding import ground
 from gateway.idempotency import JSON_TYPE, Claim
-from gateway.identifiers import new_request_id
+from gateway.identifiers import new_request_id, random_bytes
 from gateway.metrics import Metrics
 from gateway.objects import attributed_object, attribution_record, failed_object, player_shares
 from gateway.registry import Registry, RegistryError, Terms
@@ -188,7 +187,7 @@ class Pipeline:
                     if answer.abandoned:
                         answer.cut = "cancelled"
                         break
-                    if not has_begun and answer.first_token_s is not None:
+                    if answer.first_token_s is not None and not has_begun and answer.owes_early_token:
                         time_left.reschedule(answer.deadline_s)
         except TookTooLongError as error:
             answer.cut = "length"
@@ -220,8 +219,8 @@ class Pipeline:
         """The time that the engine has for the next of the answer."""
         if answer.first_token_s is not None:
             return within(answer.deadline_s)
-        early = answer.first_deadline_s < answer.deadline_s
-        return within(min(answer.first_deadline_s, answer.deadline_s), "first_token_s" if early else "answer_s")
+        early = answer.owes_early_token
+        return within(answer.first_deadline_s if early else answer.deadline_s, "first_token_s" if early else "answer_s")
 
     async def _release(self, answer: Answer) -> None:
         """Void a request whose usage did not commit. If the ledger is still gone, the sweeper does it."""
@@ -234,7 +233,7 @@ class Pipeline:
         Where nothing took part that could be left out there is no job: the same transaction splits the charge.
         """
         model = answer.question.model
-        salt = secrets.token_bytes(32)
+        salt = random_bytes()
         usage = UsageRecord(
             served_model=model.name,
             base_model=model.base,
