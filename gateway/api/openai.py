@@ -22,7 +22,7 @@ from gateway.api.requests import (
     parse,
     read_document,
 )
-from gateway.api.wire import EventStream
+from gateway.api.wire import EventStream, Last
 from gateway.auth import Principal
 from gateway.embeddings import Embedded
 from gateway.engines import Delta, SamplingParams
@@ -179,9 +179,9 @@ async def _events(
             if ready := b"".join(map(writer.write, piece)):
                 yield ready
     except Exception as error:
-        yield writer.fail(error)
+        yield Last(writer.fail(error))
     else:
-        yield writer.end(_told(answer))
+        yield Last(writer.end(_told(answer)))
 
 
 def _told(answer: Answer) -> Told:
@@ -196,7 +196,7 @@ def _answer_again(gateway: Gateway, replay: Replay, body: ChatRequest | Completi
         return Response(whole(told, shape), media_type=JSON_TYPE, headers=headers)
 
     async def events() -> AsyncIterator[bytes]:
-        yield replayed(told, shape, include_usage=_wants_usage(body))
+        yield Last(replayed(told, shape, include_usage=_wants_usage(body)))
 
     return EventStream(events(), lambda: None, headers, gateway.settings.limits.stall_s)
 

@@ -13,7 +13,7 @@ from gateway.api.repeats import REPLAYED, asked_before, takes_once
 from gateway.api.requests import UNSUPPORTED, parse, read_document
 from gateway.api.responses_requests import ResponsesRequest
 from gateway.api.responses_shapes import ResponseWriter
-from gateway.api.wire import EventStream
+from gateway.api.wire import EventStream, Last
 from gateway.catalogue import ServedModel
 from gateway.engines import Delta, SamplingParams
 from gateway.errors import BadRequestError
@@ -111,9 +111,9 @@ async def _events(
             if ready := b"".join(map(writer.write, piece)):
                 yield ready
     except Exception as error:
-        yield writer.fail(error, answer.attribution)
+        yield Last(writer.fail(error, answer.attribution))
     else:
-        yield writer.end(answer.said.finish_reason, answer.attribution)
+        yield Last(writer.end(answer.said.finish_reason, answer.attribution))
 
 
 def _answer_again(gateway: Gateway, replay: Replay, body: ResponsesRequest) -> Response:
@@ -127,6 +127,6 @@ def _answer_again(gateway: Gateway, replay: Replay, body: ResponsesRequest) -> R
         return JSONResponse(writer.whole(said.finish_reason, replay.attribution), headers=headers)
 
     async def events() -> AsyncIterator[bytes]:
-        yield begun + written + writer.end(said.finish_reason, replay.attribution)
+        yield Last(begun + written + writer.end(said.finish_reason, replay.attribution))
 
     return EventStream(events(), lambda: None, headers, gateway.settings.limits.stall_s)
