@@ -20,7 +20,7 @@ def apportion(total: int, weights: Sequence[int | float | Fraction], tie_keys: S
     Returns one integer ≥ 0 for each weight, each less than one unit from its exact quota; they sum to `total` exactly.
     Raises AttributionError, a ValueError, on anything else.
     """
-    exact = _exact_weights(weights)
+    exact = _whole_weights(weights)
     if len(tie_keys) != len(exact):
         raise AttributionError(f"{len(exact)} weights need as many tie keys, not {len(tie_keys)}")
     if total < 0:
@@ -29,13 +29,13 @@ def apportion(total: int, weights: Sequence[int | float | Fraction], tie_keys: S
     if weight_sum == 0:
         raise AttributionError("at least one weight must be above zero")
 
-    quotas = [total * weight / weight_sum for weight in exact]
-    parts = [math.floor(quota) for quota in quotas]
-    remainders = [quota - part for quota, part in zip(quotas, parts, strict=True)]
-    digests = [hashlib.sha256(key).digest() for key in tie_keys]
-    order = sorted(range(len(parts)), key=lambda i: (-remainders[i], digests[i]))
-    for i in order[: total - sum(parts)]:
-        parts[i] += 1
+    divided = [divmod(total * weight, weight_sum) for weight in exact]
+    parts = [part for part, _ in divided]
+    if left := total - sum(parts):
+        digests = [hashlib.sha256(key).digest() for key in tie_keys]
+        order = sorted(range(len(parts)), key=lambda i: (-divided[i][1], digests[i]))
+        for i in order[:left]:
+            parts[i] += 1
     assert sum(parts) == total  # noqa: S101 - money that does not add up must stop here, whatever the caller checks
     return parts
 
@@ -54,11 +54,13 @@ def shares_ppm(scores_nats: Sequence[float], tie_keys: Sequence[bytes]) -> list[
     return apportion(WHOLE_PPM, weights, tie_keys)
 
 
-def _exact_weights(weights: Sequence[int | float | Fraction]) -> list[Fraction]:
+def _whole_weights(weights: Sequence[int | float | Fraction]) -> list[int]:
+    """Return whole numbers in the same proportions."""
     try:
-        exact = [Fraction(weight) for weight in weights]
+        exact = [weight if type(weight) is int else Fraction(weight) for weight in weights]
     except (ValueError, OverflowError) as error:
         raise AttributionError(f"a weight is not a finite number: {error}") from error
     if any(weight < 0 for weight in exact):
         raise AttributionError("a weight must not be negative")
-    return exact
+    common = math.lcm(*(weight.denominator for weight in exact))
+    return [weight.numerator * (common // weight.denominator) for weight in exact]

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 import orjson
@@ -17,6 +18,7 @@ import sqlalchemy as sa
 
 from gateway.grounding import Message, Source
 from gateway.tables import answer
+from ledger_client import Rows
 from metering import Transaction
 
 Status = Literal["pending", "attributed", "not_applicable", "failed"]
@@ -48,8 +50,9 @@ class GroundedPassage:
 class SealedInputs:
     """Everything that scoring an answer again needs.
 
-    messages: the conversation, None where prompt_ids are all there was. policy_index, adapter_index: log indexes of the
-    terms. A configuration that changes meanwhile changes nothing here.
+    messages, tools: the conversation, None where prompt_ids are all there was. choices: the token ids of each answer
+    that was given. policy_index, adapter_index: log indexes of the terms. A configuration that changes meanwhile
+    changes nothing here.
     """
 
     instruction: str
@@ -58,29 +61,37 @@ class SealedInputs:
     messages: tuple[Message, ...] | None
     prompt_ids: tuple[int, ...]
     passages: tuple[GroundedPassage, ...]
-    answer_ids: tuple[int, ...]
+    choices: tuple[tuple[int, ...], ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def answer_ids(self) -> tuple[int, ...]:
+        """The token ids of every choice, one after another."""
+        return tuple(chain.from_iterable(self.choices))
 
     def encode(self) -> bytes:
         """As JSON."""
-        return orjson.dumps(asdict(self))
+        return orjson.dumps(self)
 
     @classmethod
     def decode(cls, raw: bytes) -> SealedInputs:
         """The inverse of encode."""
         fields = orjson.loads(raw)
         messages = fields["messages"]
+        choices = [fields.pop("answer_ids")] if "answer_ids" in fields else fields["choices"]  # as 0.1 kept them
         restored = {
             "messages": None if messages is None else tuple(Message(**message) for message in messages),
             "prompt_ids": tuple(fields["prompt_ids"]),
             "passages": tuple(GroundedPassage(**passage) for passage in fields["passages"]),
-            "answer_ids": tuple(fields["answer_ids"]),
+            "choices": tuple(tuple(answer) for answer in choices),
+            "tools": tuple(fields.get("tools", ())),
         }
         return cls(**fields | restored)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerRow:
-    """An answer that was metered."""
+    """An answer that was metered. The fields are the columns of its table, in its order."""
 
     request_id: str
     caller: str
@@ -104,13 +115,13 @@ def salted_digest(salt: bytes, content: Sequence[int | str]) -> str:
     return hashlib.sha256(salt + orjson.dumps(list(content))).hexdigest()
 
 
-_INSERT = sa.insert(answer)
+_ROWS = Rows(answer)
 _CHANGE = sa.update(answer).where(answer.c.request_id == sa.bindparam("key"))
 
 
 def insert(transaction: Transaction, row: AnswerRow) -> None:
     """Keep a metered answer."""
-    transaction.defer(_INSERT, vars(row))
+    transaction.store(_ROWS, tuple(vars(row).values()))
 
 
 def find(connection: sa.Connection, request_id: str, caller: str | None = None) -> AnswerRow:

@@ -1,14 +1,16 @@
-"""What a client may name in `model`, resolved once at start-up."""
+"""The served models, each with its terms as the log dates them. A reload replaces them whole."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from gateway.registry import Adapter, Registry, RegistryError, Terms
-from gateway.settings import ModelSection, Settings
+from gateway.adapters import Adapter
+from gateway.registry import Registry, RegistryError, Terms
+from gateway.settings import Settings
+from ledger_client import EntryConflict
 from metering import Books, Price, SplitPolicy, Transaction
 
 
@@ -59,6 +61,15 @@ class Catalogue:
     def __iter__(self) -> Iterator[ServedModel]:
         return iter(self._models.values())
 
+    @property
+    def adapters(self) -> list[Adapter]:
+        """The adapters of its models, each once."""
+        return list({model.adapter.digest: model.adapter for model in self if model.adapter}.values())
+
+    def get(self, name: str) -> ServedModel | None:
+        """The served model of that name, if there is one."""
+        return self._models.get(name)
+
     def find(self, name: str, kind: str | None = None) -> ServedModel:
         """The served model of that name, and of that kind if one is given; raises UnknownModelError listing them."""
         model = self._models.get(name)
@@ -69,10 +80,28 @@ class Catalogue:
         return model
 
 
-def publish(transaction: Transaction, settings: Settings, registry: Registry, books: Books) -> Catalogue:
-    """Resolve every configured model and date its price and policy in the log.
+def offered(connection: sa.Connection, settings: Settings, registry: Registry) -> dict[str, Adapter]:
+    """The adapters that the models name, as they name them.
 
-    Raises RegistryError when a model names an adapter that is not registered or was made for another base.
+    Raises RegistryError when one is not registered or was made for another base.
+    """
+    adapters = {}
+    for section in settings.models:
+        if section.adapter is None:
+            continue
+        adapter = adapters[section.adapter] = registry.adapters.find(connection, section.adapter)
+        if adapter.base_model != section.base:
+            raise RegistryError(
+                f"model {section.name!r} puts adapter {adapter.name!r} on base {section.base!r}, "
+                f"but it was made for {adapter.base_model!r}"
+            )
+    return adapters
+
+
+def publish(transaction: Transaction, settings: Settings, adapters: Mapping[str, Adapter], books: Books) -> Catalogue:
+    """Date every configured model's price and policy in the log. adapters: as the models name them.
+
+    Raises RegistryError when a policy is not what the log has under its version.
     """
     policies = {policy.name: policy for policy in settings.policies}
     models = []
@@ -84,7 +113,7 @@ def publish(transaction: Transaction, settings: Settings, registry: Registry, bo
                 name=section.name,
                 kind=section.kind,
                 base=section.base,
-                adapter=_adapter(transaction.connection, section, registry),
+                adapter=None if section.adapter is None else adapters[section.adapter],
                 corpora=section.corpora,
                 licences=section.licences,
                 top_k=section.top_k or settings.retrieval.top_k,
@@ -93,19 +122,17 @@ def publish(transaction: Transaction, settings: Settings, registry: Registry, bo
                 price=price,
                 price_index=books.publish_price(transaction, section.name, price),
                 policy=policy,
-                policy_index=books.publish_policy(transaction, policy),
+                policy_index=_publish_policy(transaction, policy, books),
             )
         )
     return Catalogue(models)
 
 
-def _adapter(connection: sa.Connection, section: ModelSection, registry: Registry) -> Adapter | None:
-    if section.adapter is None:
-        return None
-    adapter = registry.adapter(connection, section.adapter)
-    if adapter.base_model != section.base:
+def _publish_policy(transaction: Transaction, policy: SplitPolicy, books: Books) -> int:
+    try:
+        return books.publish_policy(transaction, policy)
+    except EntryConflict as conflict:
         raise RegistryError(
-            f"model {section.name!r} puts adapter {adapter.name!r} on base {section.base!r}, "
-            f"but it was made for {adapter.base_model!r}"
-        )
-    return adapter
+            f"policy {policy.name!r} was published as version {policy.version} with other parts, at log index "
+            f"{conflict.log_index}; give what has changed another version"
+        ) from None

@@ -8,31 +8,30 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-import orjson
 import structlog
 from numpy.typing import NDArray
 
-from gateway import answers
-from gateway.admission import Admission, touched
-from gateway.answers import AnswerRow, SealedInputs, salted_digest
-from gateway.catalogue import ServedModel
+from gateway.admission import Admission
+from gateway.answers import SealedInputs, salted_digest
+from gateway.auth import Principal
+from gateway.charging import Charge
 from gateway.engines import PromptTooLong
 from gateway.exchange import within
 from gateway.idempotency import VECTORS_TYPE, Claim, Replay
-from gateway.identifiers import new_id, now
 from gateway.metrics import Metrics
-from gateway.objects import attributed_object, attribution_record, pending_object
+from gateway.routing.names import Resolved
 from gateway.settings import Limits
 from gateway.transactions import Transactions
-from metering import SUSPENSE, Books, Intent, Transaction, Usage, UsageRecord, split
+from metering import Books, Intent, Transaction, Usage, UsageRecord
 from retrieval import Embedder
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Embedded:
-    """vectors: float32 (n_texts, dimension), unit rows."""
+    """model: the served model's name. vectors: float32 (n_texts, dimension), unit rows."""
 
     request_id: str
+    model: str
     vectors: NDArray[np.float32]
     usage: Usage
 
@@ -42,6 +41,7 @@ class Embedded:
         counts = replay.attribution["usage"]
         return cls(
             request_id=replay.request_id,
+            model=replay.attribution["served_model"],
             vectors=np.frombuffer(replay.response, dtype="<f4").reshape(n_texts, -1),
             usage=Usage(prompt_tokens=counts["prompt_tokens"], completion_tokens=counts["completion_tokens"]),
         )
@@ -70,19 +70,19 @@ class Embeddings:
     async def embed(
         self,
         caller: str,
-        model: ServedModel,
+        resolved: Resolved,
         texts: list[str],
         *,
-        key_id: str | None = None,
+        key: Principal | None = None,
         claim: Claim | None = None,
     ) -> Embedded:
         """Embed texts; their charge is committed and split before the vectors go out.
 
-        caller: its account. key_id: the API key whose budget it draws on. claim: of its idempotency key, looked up.
-        Raises PromptTooLong, InsufficientCredit, BudgetExceeded or RequestInProgressError before any work that costs
-        more than counting tokens.
+        caller: its account. key: the API key whose turn it takes and whose budget it draws on. claim: of its
+        idempotency key, looked up. Raises TooBusyError, PromptTooLong, InsufficientCredit, BudgetExceeded or
+        RequestInProgressError before any work that costs more than counting tokens.
         """
-        request_id = new_id("req")
+        model, request_id = resolved.model, resolved.request_id
         structlog.contextvars.bind_contextvars(request_id=request_id)
         usage = Usage(prompt_tokens=await asyncio.to_thread(self._count, texts), completion_tokens=0)
         intent = await self._admission.admit(
@@ -90,7 +90,7 @@ class Embeddings:
             request_id,
             maximum_nano=model.price.charge_nano(usage),
             maximum_tokens=usage.prompt_tokens,
-            key_id=key_id,
+            key=key,
             claim=claim,
         )
         try:
@@ -100,24 +100,24 @@ class Embeddings:
             except Exception as error:
                 await self._admission.void(intent, type(error).__name__)
                 raise
-            attributed = await self._record(intent, model, texts, usage, vectors, claim)
+            attributed = await self._record(intent, resolved, texts, usage, vectors, claim)
         finally:
             self._admission.ended(request_id)
         self._metrics.observe_usage(model, usage)
-        self._metrics.observe_credit(attributed)
-        return Embedded(request_id=request_id, vectors=vectors, usage=usage)
+        self._metrics.observe_split(attributed)
+        return Embedded(request_id=request_id, model=model.name, vectors=vectors, usage=usage)
 
     async def _record(
         self,
         intent: Intent,
-        model: ServedModel,
+        resolved: Resolved,
         texts: list[str],
         usage: Usage,
         vectors: NDArray[np.float32],
         claim: Claim | None,
     ) -> dict[str, Any]:
         """Commit usage, charge, split and what a repeat will be given; returns the attribution object."""
-        request_id = intent.request_id
+        model = resolved.model
         salt = secrets.token_bytes(32)
         record = UsageRecord(
             served_model=model.name,
@@ -130,42 +130,24 @@ class Embeddings:
             prompt_digest=salted_digest(salt, texts),
             answer_digest=salted_digest(salt, []),
         )
-        terms = model.terms
         inputs = SealedInputs(
             instruction="",
-            policy_index=terms.policy_index,
+            policy_index=model.terms.policy_index,
             adapter_index=None,
             messages=None,
             prompt_ids=(),
             passages=(),
-            answer_ids=(),
+            choices=(),
         )
-        lines = split(record.charge_nano, model.policy, (), request_id)
+        charge = Charge.of(intent, record, salt=salt, inputs=inputs, terms=model.terms, resolved=resolved)
 
         def commit(transaction: Transaction) -> dict[str, Any]:
-            usage_index = self._books.record_usage(transaction, intent, record)
-            credit = attribution_record(request_id, inputs, terms, None, lines, {})
-            record_index = self._books.record_attribution(transaction, credit)
-            attributed = attributed_object(pending_object(request_id, record), inputs, terms, None, lines, record_index)
-            row = AnswerRow(
-                request_id=request_id,
-                caller=intent.account,
-                status="not_applicable",
-                created_at=now(),
-                usage_index=usage_index,
-                record_index=record_index,
-                attempts=0,
-                salt=salt,
-                inputs=None,
-                attribution=orjson.dumps(attributed),
-            )
-            answers.insert(transaction, row)
+            attributed = charge.write(self._books, transaction)
             if claim is not None and self._limits.replay_hours:
                 claim.keep(transaction, VECTORS_TYPE, vectors.astype("<f4").tobytes())
             return attributed
 
-        expected = touched(intent, SUSPENSE, *(line.account for line in lines))
-        return await self._transactions.commit("usage", commit, expected)
+        return await self._transactions.commit("usage", commit, charge.touches)
 
     def _count(self, texts: list[str]) -> int:
         """Tokens of all texts together; raises PromptTooLong when one of them would not be seen whole."""

@@ -6,18 +6,23 @@ ablates, and what the demo's adapter was trained on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 DEFAULT_INSTRUCTION = "Answer the question in one sentence."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Message:
-    """One turn of a conversation: role is `system`, `user` or `assistant`."""
+    """One turn of a conversation: role is `system`, `user`, `assistant` or `tool`.
+
+    more: what else OpenAI's form of it has, such as the calls of an assistant or the call that a tool answers.
+    """
 
     role: str
     content: str
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

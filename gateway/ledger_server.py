@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect
 
 from gateway import errors
 from gateway.api import transparency
+from gateway.api.described import describe
 from gateway.observe import Observed
 from gateway.published import Published
 from ledger_client import MAX_BATCH_BYTES, NOT_HELD, Batch, BatchFault, BatchRefused, Ledger, NotInLog, format_refusal
@@ -54,6 +55,7 @@ def create_ledger_app(ledger: Ledger, published: Published) -> FastAPI:
     app.include_router(transparency.router)
     app.add_api_route("/healthz", _healthz, tags=["Operations"])
     app.add_middleware(Observed)
+    describe(app)
     return app
 
 

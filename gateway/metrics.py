@@ -5,20 +5,48 @@ No label is a contributor, a request, a key or a document, so the number of seri
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, Self
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from gateway.catalogue import ServedModel
 from gateway.exchange import Answer
+from gateway.routing.breaker import State
+from gateway.routing.placement import Reason
 from metering import Usage
 
+METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client keeps its values there, where it is set
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576)
 RATIOS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3)
+
+
+class _Remembering:
+    """A metric that remembers its series by their labels; the library takes longer to find one than to count."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._remembered: dict[tuple[object, ...], Any] = {}
+        super().__init__(*arguments, **options)
+
+    def labels(self, *values: object) -> Self:
+        """The series with these labels."""
+        if values not in self._remembered:
+            self._remembered[values] = super().labels(*values)  # type: ignore[misc]
+        series: Self = self._remembered[values]
+        return series
+
+
+class _Histogram(_Remembering, Histogram):  # type: ignore[misc]
+    pass
+
+
+class _Counter(_Remembering, Counter):  # type: ignore[misc]
+    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,78 +66,102 @@ class Metrics:
 
     def __init__(self, state: Callable[[], LedgerState]) -> None:
         self.registry = CollectorRegistry()
-        self.request_seconds = self._histogram(
+        self.request_seconds = self.histogram(
             "gen_ai_server_request_duration_seconds",
             "From the request's arrival to its last byte",
             ("gen_ai_operation_name", "gen_ai_request_model", "status"),
             SECONDS,
         )
-        self.first_token_seconds = self._histogram(
+        self.first_token_seconds = self.histogram(
             "gen_ai_server_time_to_first_token_seconds",
             "From the request's arrival to the first token",
             ("gen_ai_request_model",),
             SECONDS,
         )
-        self.token_seconds = self._histogram(
+        self.token_seconds = self.histogram(
             "gen_ai_server_time_per_output_token_seconds",
             "Between tokens after the first, mean of one answer",
             ("gen_ai_request_model",),
             SECONDS,
         )
-        self.token_usage = self._histogram(
+        self.token_usage = self.histogram(
             "gen_ai_client_token_usage",
             "Tokens of one answer, by type",
             ("gen_ai_request_model", "gen_ai_token_type"),
             TOKENS,
         )
-        self.attribution_seconds = self._histogram(
+        self.attribution_seconds = self.histogram(
             "tributary_attribution_seconds", "Scoring and recording one attribution", ("estimator",), SECONDS
         )
-        self.residual_ratio = self._histogram(
+        self.residual_ratio = self.histogram(
             "tributary_attribution_residual_ratio",
             "Efficiency residual over surplus, absolute",
             ("estimator",),
             RATIOS,
         )
-        self.commit_seconds = self._histogram(
+        self.commit_seconds = self.histogram(
             "tributary_ledger_commit_seconds", "One commit as its caller waits for it", ("record",), SECONDS
         )
-        self.attributions = self._counter("tributary_attributions_total", "Attributions by outcome", ("status",))
-        self.charged_nano = self._counter(
+        self.attributions = self.counter("tributary_attributions_total", "Attributions by outcome", ("status",))
+        self.charged_nano = self.counter(
             "tributary_charge_nano_total", "Charged to callers, nano-USD", ("gen_ai_request_model",)
         )
-        self.credited_nano = self._counter(
+        self.credited_nano = self.counter(
             "tributary_credit_nano_total", "Credited by splits, nano-USD, by role", ("role",)
         )
-        self.swept_intents = self._counter(
+        self.swept_intents = self.counter(
             "tributary_ledger_swept_intents_total", "Admitted requests voided because nobody answered them any more", ()
         )
-        self.adapter_loads = self._counter("tributary_adapter_loads_total", "Adapters loaded into the engine", ())
-        self.adapter_evictions = self._counter(
+        self.adapter_loads = self.counter("tributary_adapter_loads_total", "Adapters loaded into the engine", ())
+        self.adapter_evictions = self.counter(
             "tributary_adapter_evictions_total", "Adapters taken out of the engine to make room", ()
         )
-        self.routing = self._counter(
+        self.routing = self.counter(
             "tributary_routing_decisions_total", "Requests by served model and why", ("gen_ai_request_model", "reason")
         )
-        self.shipping_failures = self._counter(
+        self.shipping_failures = self.counter(
             "tributary_ledger_shipping_failures_total",
             "Batches that a ledger elsewhere did not take, by why",
             ("ledger", "reason"),
         )
-        self.shipping_success = self._gauge(
-            "tributary_ledger_shipping_success_age_seconds",
-            "Since a ledger elsewhere last held all that it was offered",
+        self.shipping_success = self.gauge(
+            "tributary_ledger_shipping_success_timestamp_seconds",
+            "When a ledger elsewhere last held all that it was offered, in seconds since 1970",
             ("ledger",),
         )
-        self.shipping_contradicted = self._gauge(
+        self.shipping_contradicted = self.gauge(
             "tributary_ledger_shipping_contradicted",
             "1 while a ledger elsewhere contradicts this log or itself",
             ("ledger",),
         )
-        self.witness_failures = self._counter(
+        self.witness_failures = self.counter(
             "tributary_witness_failures_total", "Times that a witness gave no cosignature", ("witness",)
         )
-        self.registry.register(_StateCollector(state))
+        self.fleet = FleetMetrics(self)
+        self.answering = self.gauge("tributary_requests_answering", "Requests being answered", ())
+        self.waiting = self.gauge("tributary_requests_waiting", "Requests that wait for a turn", ())
+        self.reload_success = self.gauge(
+            "tributary_config_reload_success", "1 while the configuration read last is in force", (), "livemin"
+        )
+        self.reload_time = self.gauge(
+            "tributary_config_reload_success_timestamp_seconds",
+            "When a configuration last came into force, in seconds since 1970",
+            (),
+            "livemin",
+        )
+        self._state = _StateCollector(state)
+        self.registry.register(self._state)
+
+    def observe_turns(self, held: int, waiting: int) -> None:
+        """Note how many requests are being answered, and how many wait for their turn."""
+        self.answering.set(held)
+        self.waiting.set(waiting)
+
+    def observe_reload(self, *, taken: bool) -> None:
+        """Note whether a configuration came into force."""
+        self.reload_success.set(taken)
+        if taken:
+            self.reload_time.set_to_current_time()
 
     def observe_answer(self, answer: Answer) -> None:
         """Count an answer that was just metered."""
@@ -130,30 +182,96 @@ class Metrics:
     def observe_attribution(self, attributed: Mapping[str, Any], seconds: float) -> None:
         """Count an attribution object that was just recorded."""
         estimator = attributed["estimator"]["name"]
-        self.attributions.labels(attributed["status"]).inc()
         self.attribution_seconds.labels(estimator).observe(seconds)
         if attributed["surplus_nats"]:
             ratio = abs(attributed["estimator"]["residual_nats"] / attributed["surplus_nats"])
             self.residual_ratio.labels(estimator).observe(ratio)
-        self.observe_credit(attributed)
+        self.observe_split(attributed)
 
-    def observe_credit(self, attributed: Mapping[str, Any]) -> None:
-        """Count what a recorded split credits."""
+    def observe_split(self, attributed: Mapping[str, Any]) -> None:
+        """Count a split that was just recorded, and what it credits."""
+        self.attributions.labels(attributed["status"]).inc()
         for line in attributed["split"]:
             self.credited_nano.labels(line["role"]).inc(int(line["amount_nano"]))
 
     def render(self) -> bytes:
-        """The exposition text."""
-        return generate_latest(self.registry)
+        """The exposition text; of several workers, that of all of them together."""
+        whole = self.registry
+        if folder := os.environ.get(METRICS_FOLDER):
+            whole = CollectorRegistry()
+            MultiProcessCollector(whole, folder)  # type: ignore[no-untyped-call]
+            whole.register(self._state)
+        return generate_latest(whole)
 
-    def _histogram(self, name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(name, text, labels, registry=self.registry, buckets=buckets)
+    def histogram(self, name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...]) -> Histogram:
+        """A histogram in the registry."""
+        return _Histogram(name, text, labels, registry=self.registry, buckets=buckets)
 
-    def _counter(self, name: str, text: str, labels: tuple[str, ...]) -> Counter:
-        return Counter(name, text, labels, registry=self.registry)
+    def counter(self, name: str, text: str, labels: tuple[str, ...]) -> Counter:
+        """A counter in the registry."""
+        return _Counter(name, text, labels, registry=self.registry)
 
-    def _gauge(self, name: str, text: str, labels: tuple[str, ...]) -> Gauge:
-        return Gauge(name, text, labels, registry=self.registry)
+    def gauge(
+        self, name: str, text: str, labels: tuple[str, ...], of_several: Literal["livesum", "livemin"] = "livesum"
+    ) -> Gauge:
+        """A gauge in the registry. of_several: what becomes of the values of several processes."""
+        return Gauge(name, text, labels, registry=self.registry, multiprocess_mode=of_several)
+
+
+class FleetMetrics:
+    """What a fleet counts, by replica: a Watch. Each series is looked up once, not at each request."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._all_loads, self._all_evictions = metrics.adapter_loads, metrics.adapter_evictions
+        self._decisions = metrics.counter(
+            "tributary_fleet_decisions_total",
+            "Requests by the replica that they went to, and why",
+            ("replica", "reason"),
+        )
+        self._retries = metrics.counter(
+            "tributary_fleet_retries_total", "Requests tried again, by the replica that failed them", ("replica",)
+        )
+        self._load_seconds = metrics.histogram(
+            "tributary_fleet_adapter_load_seconds",
+            "Loading one adapter, and unloading what made room for it",
+            ("replica",),
+            SECONDS,
+        )
+        self._evictions = metrics.counter(
+            "tributary_fleet_adapter_evictions_total", "Adapters taken out to make room, by replica", ("replica",)
+        )
+        self._ready = metrics.gauge("tributary_fleet_replica_ready", "1 while the replica takes work", ("replica",))
+        self._breaker = metrics.gauge(
+            "tributary_fleet_breaker_state", "1 for the state that a replica's breaker is in", ("replica", "state")
+        )
+        self._decision: dict[tuple[str, str], Counter] = {}
+
+    def routed(self, replica: str, reason: Reason) -> None:
+        """See Watch."""
+        series = self._decision.get((replica, reason))
+        if series is None:
+            series = self._decision[replica, reason] = self._decisions.labels(replica, reason)
+        series.inc()
+
+    def loaded(self, replica: str, seconds: float) -> None:
+        """See Watch."""
+        self._all_loads.inc()
+        self._load_seconds.labels(replica).observe(seconds)
+
+    def evicted(self, replica: str) -> None:
+        """See Watch."""
+        self._all_evictions.inc()
+        self._evictions.labels(replica).inc()
+
+    def retried(self, replica: str) -> None:
+        """See Watch."""
+        self._retries.labels(replica).inc()
+
+    def stands(self, replica: str, *, takes_work: bool, breaker: State) -> None:
+        """See Watch."""
+        self._ready.labels(replica).set(takes_work)
+        for state in State:
+            self._breaker.labels(replica, state.value).set(state is breaker)
 
 
 class _StateCollector:

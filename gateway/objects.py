@@ -10,6 +10,7 @@ import numpy as np
 from attribution import SCORE_DECIMALS, Explanation, clipped
 from gateway.answers import GroundedPassage, SealedInputs
 from gateway.registry import Terms
+from gateway.routing.names import Resolved
 from gateway.scoring import Scored, table_digest
 from metering import (
     AdapterTerms,
@@ -23,9 +24,12 @@ from metering import (
 )
 
 
-def pending_object(request_id: str, usage: UsageRecord) -> dict[str, Any]:
-    """The attribution object of an answer that is metered and not yet attributed."""
-    return {
+def pending_object(request_id: str, usage: UsageRecord, resolved: Resolved | None = None) -> dict[str, Any]:
+    """The attribution object of an answer that is metered and not yet attributed.
+
+    It says how the served model was found where the client named something else.
+    """
+    pending = {
         "id": request_id,
         "status": "pending",
         "url": f"/v1/attributions/{request_id}",
@@ -38,6 +42,8 @@ def pending_object(request_id: str, usage: UsageRecord) -> dict[str, Any]:
         },
         "charge_nano": str(usage.charge_nano),
     }
+    routing = resolved.data() if resolved else None
+    return pending if routing is None else pending | {"routing": routing}
 
 
 def failed_object(current: Mapping[str, Any], reason: str) -> dict[str, Any]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import time
-from typing import TextIO
+from collections.abc import Callable
+from typing import Any, TextIO
 
+import orjson
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -21,7 +24,13 @@ log = structlog.get_logger(__name__)
 def configure_logging(level: str = "info", stream: TextIO | None = None) -> None:
     """Log to `stream` (standard error by default): lines for people on a terminal, JSON elsewhere."""
     stream = stream or sys.stderr
-    renderer = structlog.dev.ConsoleRenderer() if stream.isatty() else structlog.processors.JSONRenderer()
+    renderer: structlog.typing.Processor
+    factory: Callable[..., structlog.typing.WrappedLogger]
+    if stream.isatty():
+        renderer, factory = structlog.dev.ConsoleRenderer(), structlog.PrintLoggerFactory(stream)
+    else:
+        renderer = structlog.processors.JSONRenderer(serializer=_json)
+        factory = structlog.WriteLoggerFactory(stream)
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -31,9 +40,16 @@ def configure_logging(level: str = "info", stream: TextIO | None = None) -> None
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(stream),
+        logger_factory=factory,
         cache_logger_on_first_use=True,
     )
+
+
+def _json(event: structlog.typing.EventDict, **options: Any) -> str:
+    try:
+        return orjson.dumps(event, default=options["default"]).decode()
+    except TypeError:  # what orjson does not take, such as a whole number of more than 64 bits
+        return json.dumps(event, default=options["default"])
 
 
 class Observed:

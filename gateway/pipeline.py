@@ -11,7 +11,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
-from contextlib import aclosing, suppress
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from typing import Any, TypeVar
 
 import orjson
@@ -20,15 +20,18 @@ import structlog
 
 import attribution
 from gateway import answers, scoring
-from gateway.admission import Admission, touched
-from gateway.answers import AnswerRow, GroundedPassage, SealedInputs, salted_digest
-from gateway.engines import Delta, Engine, EngineError
+from gateway.admission import Admission
+from gateway.answers import GroundedPassage, SealedInputs, salted_digest
+from gateway.auth import Principal
+from gateway.charging import Charge
+from gateway.engines import Delta, Engine, EngineUnavailable, GenerationRequest, PromptTooLong
 from gateway.exchange import Answer, Question, TookTooLongError, within
-from gateway.grounding import Message, ground
+from gateway.fairness import PRIORITIES
+from gateway.grounding import ground
 from gateway.idempotency import JSON_TYPE, Claim
-from gateway.identifiers import new_id, now
+from gateway.identifiers import new_request_id
 from gateway.metrics import Metrics
-from gateway.objects import attributed_object, attribution_record, failed_object, pending_object, player_shares
+from gateway.objects import attributed_object, attribution_record, failed_object, player_shares
 from gateway.registry import Registry, RegistryError, Terms
 from gateway.scoring import Scored
 from gateway.settings import Limits
@@ -50,13 +53,12 @@ from retrieval import Retriever
 T = TypeVar("T")
 ATTEMPTS_MAX = 3
 RETRY_S = 5.0
-POLL_S = 30.0
 log = structlog.get_logger(__name__)
 
 
 def _reason(error: Exception) -> str:
     """What an attribution object says of a failure: our own errors in their words, others only by their kind."""
-    said = isinstance(error, attribution.AttributionError | EngineError | MeteringError | RegistryError)
+    said = isinstance(error, attribution.AttributionError | PromptTooLong | MeteringError | RegistryError)
     return f"{type(error).__name__}: {error}" if said else type(error).__name__
 
 
@@ -75,6 +77,7 @@ class Pipeline:
         metrics: Metrics,
         estimator: attribution.Estimator,
         limits: Limits,
+        poll_s: float,
     ) -> None:
         self._transactions = transactions
         self._admission = admission
@@ -85,6 +88,7 @@ class Pipeline:
         self._metrics = metrics
         self._estimator = estimator
         self._limits = limits
+        self._poll_s = poll_s
         self._tasks: set[asyncio.Task[Any]] = set()
         self._answering: set[Answer] = set()
         self._attributing: dict[str, asyncio.Task[dict[str, Any]]] = {}
@@ -93,46 +97,48 @@ class Pipeline:
     # On the request path.
 
     async def open(
-        self, caller: str, question: Question, *, key_id: str | None = None, claim: Claim | None = None
+        self, caller: str, question: Question, *, key: Principal | None = None, claim: Claim | None = None
     ) -> Answer:
-        """Admit, ground and render; on return the answer is being generated.
+        """Wait for a turn, admit and ground; on return the engine has read the prompt, and the answer is on its way.
 
-        caller: its account. key_id: the API key whose budget it draws on. claim: of its idempotency key, looked up.
-        Raises InsufficientCredit, BudgetExceeded, RequestInProgressError, PromptTooLong or EngineUnavailable, with
-        nothing charged.
+        caller: its account. key: the API key whose turn it takes and whose budget it draws on. claim: of its
+        idempotency key, looked up. Raises TooBusyError, InsufficientCredit, BudgetExceeded, RequestInProgressError,
+        PromptTooLong, EngineRefused or EngineUnavailable, with nothing charged.
         """
         started_s = time.monotonic()
-        request_id = new_id("req")
+        request_id = question.resolved.request_id if question.resolved else new_request_id()
         structlog.contextvars.bind_contextvars(request_id=request_id)
-        context_tokens = self._engine.context_tokens
+        context_tokens, max_tokens, n = self._engine.context_tokens, question.sampling.max_tokens, question.n_choices
         intent = await self._admission.admit(
             caller,
             request_id,
-            maximum_nano=question.model.price.maximum_nano(context_tokens, question.sampling.max_tokens),
-            maximum_tokens=context_tokens,
-            key_id=key_id,
+            maximum_nano=question.model.price.maximum_nano(context_tokens, max_tokens, n),
+            maximum_tokens=context_tokens + (n - 1) * min(max_tokens, context_tokens),
+            key=key,
             claim=claim,
         )
-        deadline_s = asyncio.get_running_loop().time() + self._limits.answer_s
-        try:
-            async with within(deadline_s):
-                passages = await self._ground(question)
-                prompt_ids = await self._render(question, passages)
-                stream = self._generate(question, prompt_ids)
-        except BaseException as error:
-            await asyncio.shield(self._spawn(self._admission.void(intent, type(error).__name__)))
-            raise
+        now_s = asyncio.get_running_loop().time()
         answer = Answer(
             request_id=request_id,
             caller=caller,
             question=question,
+            priority=key.priority if key else "normal",
             intent=intent,
-            passages=passages,
-            prompt_ids=prompt_ids,
+            passages=(),
             claim=claim,
             started_s=started_s,
-            deadline_s=deadline_s,
+            deadline_s=now_s + self._limits.answer_s,
+            # An engine may give a whole answer in one piece; only of a stream is an early token owed.
+            first_deadline_s=now_s + (self._limits.first_token_s if question.stream else self._limits.answer_s),
         )
+        try:
+            async with self._in_time(answer):
+                answer.passages = await self._ground(question)
+                stream = self._generate(answer)
+                answer.take(await anext(stream))
+        except BaseException as error:
+            await asyncio.shield(self._spawn(self._admission.void(intent, type(error).__name__)))
+            raise
         self._answering.add(answer)
         self._spawn(self._carry(answer, stream))
         return answer
@@ -151,33 +157,48 @@ class Pipeline:
             for p in found
         )
 
-    async def _render(self, question: Question, passages: tuple[GroundedPassage, ...]) -> list[int]:
-        if question.prompt is not None:
-            return await self._engine.tokenize(question.prompt)
-        messages: Sequence[Message] = question.messages or ()
-        if question.model.corpora:
-            messages = ground(messages, [passage.source for passage in passages], question.model.instruction)
-        return await self._engine.render(messages)
-
-    def _generate(self, question: Question, prompt_ids: list[int]) -> AsyncGenerator[Delta, None]:
-        return self._engine.generate(prompt_ids, adapter=question.model.resident_adapter, sampling=question.sampling)
+    def _generate(self, answer: Answer) -> AsyncGenerator[Delta, None]:
+        question, model = answer.question, answer.question.model
+        messages = question.messages
+        if messages is not None and model.corpora:
+            sources = [passage.source for passage in answer.passages]
+            messages = tuple(ground(messages, sources, model.instruction))
+        request = GenerationRequest(
+            request_id=answer.request_id,
+            model=model.name,
+            messages=messages,
+            prompt=question.prompt,
+            adapter=model.resident_adapter,
+            sampling=question.sampling,
+            tools=question.tools,
+            options=question.options,
+            stream=question.stream,
+            priority=PRIORITIES.index(answer.priority),
+        )
+        return self._engine.generate(request)
 
     async def _carry(self, answer: Answer, stream: AsyncGenerator[Delta, None]) -> None:
         """Take what is generated, meter it, and only then let the last byte go."""
         failure: Exception | None = None
         try:
-            async with within(answer.deadline_s), aclosing(stream):
+            async with self._in_time(answer) as time_left, aclosing(stream):
                 async for delta in stream:
+                    has_begun = answer.first_token_s is not None
                     answer.take(delta)
                     if answer.abandoned:
-                        answer.finish_reason = "cancelled"
+                        answer.cut = "cancelled"
                         break
+                    if not has_begun and answer.first_token_s is not None:
+                        time_left.reschedule(answer.deadline_s)
         except TookTooLongError as error:
-            answer.finish_reason = "length"
+            answer.cut = "length"
             failure = None if answer.answer_ids else error
         except Exception as error:
             log.warning("generation_failed", error=repr(error))
-            failure = error
+            failure = error if answer.unfinished else None  # what fails after the answer fails nobody
+        else:
+            if answer.unfinished and answer.cut is None:
+                failure = EngineUnavailable("the engine stopped before the answer had ended")
         try:
             if failure is None or answer.answer_ids:
                 await self._meter(answer)
@@ -195,13 +216,23 @@ class Pipeline:
             self._answering.discard(answer)
             self._admission.ended(answer.request_id)
 
+    def _in_time(self, answer: Answer) -> AbstractAsyncContextManager[asyncio.Timeout]:
+        """The time that the engine has for the next of the answer."""
+        if answer.first_token_s is not None:
+            return within(answer.deadline_s)
+        early = answer.first_deadline_s < answer.deadline_s
+        return within(min(answer.first_deadline_s, answer.deadline_s), "first_token_s" if early else "answer_s")
+
     async def _release(self, answer: Answer) -> None:
         """Void a request whose usage did not commit. If the ledger is still gone, the sweeper does it."""
         with suppress(CommitError, IntentError):
             await self._admission.void(answer.intent, "the usage could not be recorded")
 
     async def _meter(self, answer: Answer) -> None:
-        """Commit usage, charge and the attribution job in one transaction; attribute at once where that was asked."""
+        """Commit usage, charge and the attribution job in one transaction; attribute at once where that was asked.
+
+        Where nothing took part that could be left out there is no job: the same transaction splits the charge.
+        """
         model = answer.question.model
         salt = secrets.token_bytes(32)
         usage = UsageRecord(
@@ -215,28 +246,28 @@ class Pipeline:
             prompt_digest=salted_digest(salt, answer.prompt_ids),
             answer_digest=salted_digest(salt, answer.answer_ids),
         )
-        answer.attribution = pending_object(answer.request_id, usage)
+        charge = Charge.of(
+            answer.intent,
+            usage,
+            salt=salt,
+            inputs=answer.sealed(),
+            terms=model.terms,
+            resolved=answer.question.resolved,
+        )
 
-        def commit(transaction: Transaction) -> None:
-            row = AnswerRow(
-                request_id=answer.request_id,
-                caller=answer.caller,
-                status="pending",
-                created_at=now(),
-                usage_index=self._books.record_usage(transaction, answer.intent, usage),
-                record_index=None,
-                attempts=0,
-                salt=salt,
-                inputs=answer.sealed().encode(),
-                attribution=orjson.dumps(answer.attribution),
-            )
-            answers.insert(transaction, row)
+        def commit(transaction: Transaction) -> dict[str, Any]:
+            shown = charge.write(self._books, transaction)
             if answer.claim is not None and self._limits.replay_hours:
-                answer.claim.keep(transaction, JSON_TYPE, answer.said.encode())
+                response = answer.said.encode()
+                if len(response) <= self._limits.replay_bytes:
+                    answer.claim.keep(transaction, JSON_TYPE, response)
+            return shown
 
-        await self._transactions.commit("usage", commit, touched(answer.intent, SUSPENSE))
+        answer.attribution = await self._transactions.commit("usage", commit, charge.touches)
         self._metrics.observe_answer(answer)
-        if answer.question.mode == "inline" and not answer.abandoned:
+        if charge.at_once:
+            self._metrics.observe_split(answer.attribution)
+        elif answer.question.mode == "inline" and not answer.abandoned:
             answer.attribution = await self.attribute(answer.request_id)
         else:
             self._work_arrived.set()
@@ -334,8 +365,8 @@ class Pipeline:
             if "pending" in outcomes:
                 await asyncio.sleep(RETRY_S)
             elif not outcomes:
-                with suppress(TimeoutError):  # an operator's retry comes from another process, and wakes nobody here
-                    async with asyncio.timeout(POLL_S):
+                with suppress(TimeoutError):  # what comes from another process wakes nobody here
+                    async with asyncio.timeout(self._poll_s):
                         await self._work_arrived.wait()
 
     # Underneath.

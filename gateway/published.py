@@ -49,7 +49,7 @@ class Published:
     reads: Reads
 
 
-def _published(request: Request) -> Published:
+async def _published(request: Request) -> Published:  # a function that is not async would be run in a thread
     published: Published = request.app.state.published
     return published
 

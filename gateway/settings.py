@@ -14,15 +14,28 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import sqlalchemy as sa
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from gateway.adapter_sources import SourceKind
 from gateway.grounding import DEFAULT_INSTRUCTION
+from gateway.identifiers import ADAPTER_NAME, ADAPTER_VERSION
 from ledger_client import Quorum, Verifier, WitnessVerifier, from_address
 from metering import Price, SettlementTerms, SplitPolicy
 
 ENVIRONMENT_PREFIX = "TRIBUTARY__"
 BASE_MODEL = "smollm2-135m-instruct"
+AUTO = "auto"
+LIVE = ("models", "policies", "aliases", "routing")  # what a running gateway takes up when it reloads
 DATABASES = ("sqlite", "postgresql")
 
 
@@ -83,12 +96,14 @@ def _is_witness_key(value: str) -> str:
 UsdAmount = Annotated[str, AfterValidator(_is_usd)]
 EvmAddress = Annotated[str, AfterValidator(_is_address)]
 Name = Annotated[str, _whole(r"[a-z0-9][a-z0-9._-]{0,62}")]
+AdapterReference = Annotated[str, _whole(f"{ADAPTER_NAME}(?:@{ADAPTER_VERSION})?")]
 GatewayId = Annotated[str, _whole(r"[a-z0-9][a-z0-9-]{0,62}")]
 Origin = Annotated[str, _whole(r"[^\s+\x00-\x1f\x7f]{1,255}")]
 DatabaseUrl = Annotated[str, AfterValidator(_is_database)]
 Decimals = Annotated[str, AfterValidator(_is_price)]
 VerifierKey = Annotated[str, AfterValidator(_is_verifier_key)]
 WitnessKey = Annotated[str, AfterValidator(_is_witness_key)]
+Sha256 = Annotated[str, _whole(r"[0-9a-f]{64}")]
 HttpUrl = Annotated[str, _whole(r"https?://[^\s/?#@]+(?:/[^\s?#]*)?")]
 
 
@@ -102,6 +117,7 @@ class Server(_Section):
     id: GatewayId = Field(default="gateway-1", description="names its sequence of requests")
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535, description="0 takes any free port")
+    workers: int = Field(default=1, ge=1, le=64, description="processes that serve; above 1 the engine is vLLM")
 
 
 class DatabaseSection(_Section):
@@ -134,16 +150,54 @@ class WitnessSection(_Section):
         return WitnessVerifier.parse(self.key)
 
 
+EngineKind = Literal["embedded", "vllm"]
+
+
 class EngineSection(_Section):
     """What generates and scores."""
 
-    kind: Literal["embedded"] = "embedded"
+    kind: EngineKind = "embedded"
+    servers: tuple[HttpUrl, ...] = Field(
+        default=(), max_length=256, description="vLLM servers that run already; absent, `serve` starts one"
+    )
+    command: tuple[str, ...] = Field(default=("vllm",), min_length=1, description="what starts a vLLM server")
+    arguments: tuple[str, ...] = Field(default=(), description="more of `vllm serve`'s, for the one that is started")
+    slots: int = Field(default=16, ge=1, le=4096, description="adapters that each vLLM server holds at once")
+    api_key: SecretStr | None = Field(default=None, description="what the vLLM servers ask for")
+    digest: Sha256 | None = Field(default=None, description="of the base's weights; absent, computed from `model`")
+    priorities: bool = Field(default=False, description="whether the servers run `--scheduling-policy priority`")
     name: Name = Field(default=BASE_MODEL, description="what models call it in `base`")
-    model: Path | None = Field(default=None, description="a folder of safetensors; absent, SmolLM2 from its wheel")
+    model: str | None = Field(
+        default=None,
+        description="a folder of safetensors, or a name that vLLM knows; absent, SmolLM2 from its wheel",
+    )
     context_tokens: int = Field(default=2048, ge=64, le=1_048_576)
     dtype: Literal["fp32", "bf16"] = "fp32"
     device: str = "cpu"
     threads: int | None = Field(default=None, ge=1, description="absent, PyTorch decides")
+
+    @model_validator(mode="after")
+    def _servers_are_of_vllm(self) -> Self:
+        if self.servers and self.kind != "vllm":
+            raise ValueError('servers are of kind = "vllm"')
+        if repeated := [url for url, count in Counter(self.servers).items() if count > 1]:
+            raise ValueError(f"servers has {repeated[0]} twice")
+        if self.digest is not None and self.folder is not None:
+            raise ValueError("digest is computed from model; give one of them")
+        return self
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the model's files are, if `model` names a folder of this machine."""
+        return Path(self.model) if self.model is not None and Path(self.model).is_dir() else None
+
+
+class AdaptersSection(_Section):
+    """Where adapters may come from, and where they are kept."""
+
+    directory: Path = Field(default=Path("adapters"), description="the store; relative to the configuration file")
+    sources: tuple[SourceKind, ...] = Field(default=("directory",), description="of directory, s3 and hub")
+    max_rank: int = Field(default=64, ge=1, le=512, description="what the engine can hold")
 
 
 class RetrievalSection(_Section):
@@ -166,10 +220,18 @@ class Limits(_Section):
 
     body_bytes: int = Field(default=1 << 20, ge=1024)
     default_max_tokens: int = Field(default=128, ge=1)
+    body_s: float = Field(default=30, gt=0, description="a request's body arrives within it, or is not read further")
+    first_token_s: float = Field(default=120, gt=0, description="a stream begins within it, or nothing is charged")
+    stall_s: float = Field(default=60, gt=0, description="a client that takes nothing of its stream for so long is cut")
     answer_s: float = Field(default=600, gt=0, description="an answer that takes longer ends there, as by max_tokens")
     intent_s: float = Field(default=900, gt=0, description="what was admitted earlier and has not ended is voided")
     sweep_s: float = Field(default=30, gt=0, description="how often what is left over is looked for")
+    concurrent: int = Field(default=256, ge=1, description="answers at once, over all keys")
+    concurrent_per_key: int | None = Field(default=None, ge=1, description="absent, three quarters of `concurrent`")
+    queue: int = Field(default=1024, ge=0, description="requests that may wait for a turn; more are told to come later")
+    queue_s: float = Field(default=30, gt=0, description="how long one waits for a turn")
     replay_hours: float = Field(default=24, ge=0, description="responses to keyed requests are kept so long; 0, never")
+    replay_bytes: int = Field(default=1 << 22, ge=0, description="longer responses to keyed requests are not kept")
 
     @model_validator(mode="after")
     def _answers_end_before_their_intents(self) -> Self:
@@ -226,7 +288,7 @@ class ModelSection(_Section):
     name: Name
     kind: Literal["chat", "embedding"] = "chat"
     base: Name = Field(default=BASE_MODEL, description="[engine] name, or [retrieval] embedder for an embedding model")
-    adapter: Name | None = None
+    adapter: AdapterReference | None = Field(default=None, description="NAME, its newest version, or NAME@VERSION")
     corpora: tuple[Name, ...] = ()
     licences: tuple[str, ...] | None = Field(default=None, description="those that allow the use; absent, any")
     top_k: int | None = Field(default=None, ge=1, le=32, description="absent, [retrieval] top_k")
@@ -234,6 +296,54 @@ class ModelSection(_Section):
     policy: str = "default"
     price: PriceSection = PriceSection()
     description: str = ""
+    examples: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=(), description="questions that it is for, which `auto` compares with"
+    )
+    auto: bool = Field(default=False, description="whether `auto` may choose it")
+
+    @property
+    def said_of_it(self) -> list[str]:
+        """What `auto` compares a question with."""
+        return [*filter(None, [self.description]), *self.examples]
+
+    @model_validator(mode="after")
+    def _auto_has_something_to_compare(self) -> Self:
+        if self.auto and self.kind != "chat":
+            raise ValueError("auto chooses among models of kind chat")
+        if self.auto and not self.said_of_it:
+            raise ValueError("auto needs a description or examples to compare questions with")
+        return self
+
+
+class TargetSection(_Section):
+    """A model behind an alias, and its weight beside the others'."""
+
+    model: Name
+    weight: int = Field(default=1, ge=0, le=1_000_000, description="0 sends nothing there")
+
+
+class AliasSection(_Section):
+    """Another name for one model, or for several by weight."""
+
+    name: Name
+    targets: Annotated[tuple[TargetSection, ...], Field(min_length=1, max_length=32)]
+    description: str = ""
+
+    @model_validator(mode="after")
+    def _some_target_is_reached(self) -> Self:
+        if not any(target.weight for target in self.targets):
+            raise ValueError("a weight must be above 0")
+        repeated = [model for model, count in Counter(target.model for target in self.targets).items() if count > 1]
+        if repeated:
+            raise ValueError(f"targets has {repeated[0]!r} twice; add the weights")
+        return self
+
+
+class RoutingSection(_Section):
+    """How `auto` chooses a model."""
+
+    auto_fallback: Name | None = Field(default=None, description="takes what no model is like; absent, no `auto`")
+    auto_threshold: float = Field(default=0.2, ge=-1, le=1, description="the least mean cosine that counts as like")
 
 
 class PolicySection(_Section):
@@ -288,13 +398,16 @@ class Settings(BaseSettings):
     database: DatabaseSection = DatabaseSection()
     log: LogSection = LogSection()
     engine: EngineSection = EngineSection()
+    adapters: AdaptersSection = AdaptersSection()
     retrieval: RetrievalSection = RetrievalSection()
     attribution: AttributionSection = AttributionSection()
     limits: Limits = Limits()
     settlement: SettlementSection = SettlementSection()
     chain: ChainSection = ChainSection()
+    routing: RoutingSection = RoutingSection()
     witnesses: tuple[WitnessSection, ...] = ()
     models: tuple[ModelSection, ...] = ()
+    aliases: tuple[AliasSection, ...] = ()
     policies: tuple[PolicySection, ...] = (PolicySection(name="default"),)
     ledgers: tuple[LedgerSection, ...] = ()
 
@@ -332,6 +445,7 @@ class Settings(BaseSettings):
     def _names_resolve(self) -> Self:
         for kind, names in (
             ("models", [model.name for model in self.models]),
+            ("aliases", [alias.name for alias in self.aliases]),
             ("policies", [policy.name for policy in self.policies]),
             ("ledgers", [ledger.name for ledger in self.ledgers]),
             ("witnesses", [witness.name for witness in self.witnesses]),
@@ -343,6 +457,34 @@ class Settings(BaseSettings):
         for model in self.models:
             if model.policy not in policies:
                 raise ValueError(f"model {model.name!r} names policy {model.policy!r}, which no [[policies]] defines")
+        return self
+
+    @model_validator(mode="after")
+    def _aliases_lead_to_models(self) -> Self:
+        kinds = {model.name: model.kind for model in self.models}
+        aliases = {alias.name for alias in self.aliases}
+        if AUTO in kinds.keys() | aliases:
+            raise ValueError(f"{AUTO!r} means that the gateway chooses; name the model or alias otherwise")
+        if taken := aliases & kinds.keys():
+            raise ValueError(f"{min(taken)!r} is in [[aliases]] and in [[models]]; names must differ")
+        for alias in self.aliases:
+            for target in alias.targets:
+                if target.model in aliases | {AUTO}:
+                    raise ValueError(f"alias {alias.name!r} leads to {target.model!r}, and an alias leads to models")
+                if target.model not in kinds:
+                    raise ValueError(f"alias {alias.name!r} leads to {target.model!r}, which no [[models]] defines")
+            if len({kinds[target.model] for target in alias.targets}) > 1:
+                raise ValueError(f"alias {alias.name!r} leads to models of different kinds")
+        return self
+
+    @model_validator(mode="after")
+    def _auto_falls_back(self) -> Self:
+        fallback = self.routing.auto_fallback
+        if fallback is None:
+            if chosen := next((model.name for model in self.models if model.auto), None):
+                raise ValueError(f"model {chosen!r} has auto, and routing.auto_fallback names no model")
+        elif fallback not in {model.name for model in self.models if model.kind == "chat"}:
+            raise ValueError(f"routing.auto_fallback is {fallback!r}, which no [[models]] of kind chat defines")
         return self
 
     @model_validator(mode="after")
@@ -360,6 +502,27 @@ class Settings(BaseSettings):
         _ = self.quorum
         return self
 
+    def reloaded(self, newer: Self) -> Self:
+        """These settings with what of newer ones a running gateway can take up. Raises SettingsError."""
+        changed = self.model_copy(update={name: getattr(newer, name) for name in LIVE})
+        try:
+            _require_bases(changed)  # the engine that runs may not be the one that the newer settings name
+        except ValueError as error:
+            raise SettingsError(str(error)) from None
+        return changed
+
+    def differing_for_good(self, newer: Self) -> list[str]:
+        """The keys that newer settings change and a running gateway does not."""
+        found = []
+        for name in type(self).model_fields.keys() - set(LIVE):
+            ours, theirs = getattr(self, name), getattr(newer, name)
+            if isinstance(ours, BaseModel):
+                keys = type(ours).model_fields
+                found += [f"{name}.{key}" for key in keys if getattr(ours, key) != getattr(theirs, key)]
+            elif ours != theirs:
+                found.append(name)
+        return sorted(found)
+
     @property
     def quorum(self) -> Quorum | None:
         """The witnesses, and how many a checkpoint should have; None where there are none."""
@@ -371,19 +534,32 @@ class Settings(BaseSettings):
         return Quorum(witnesses=witnesses, count=self.log.quorum)
 
     @model_validator(mode="after")
-    def _bases_are_run(self) -> Self:
-        runs = {
-            "chat": ("[engine] name", self.engine.name),
-            "embedding": ("[retrieval] embedder", self.retrieval.embedder),
-        }
-        for model in self.models:
-            key, base = runs[model.kind]
-            if model.base != base:
-                raise ValueError(
-                    f"model {model.name!r} has base {model.base!r}; "
-                    f"a model of kind {model.kind} runs on {key}, {base!r}"
-                )
+    def _sections_agree(self) -> Self:
+        _require_bases(self)
+        _require_one_engine(self)
         return self
+
+
+def _require_one_engine(settings: Settings) -> None:
+    """Raise ValueError where several processes would each have a model of their own."""
+    if settings.server.workers > 1 and settings.engine.kind == "embedded":
+        raise ValueError(
+            'server.workers above 1 needs [engine] kind = "vllm"; the embedded engine lives in one process'
+        )
+
+
+def _require_bases(settings: Settings) -> None:
+    """Raise ValueError unless the engine and the embedder run what the models are based on."""
+    runs = {
+        "chat": ("[engine] name", settings.engine.name),
+        "embedding": ("[retrieval] embedder", settings.retrieval.embedder),
+    }
+    for model in settings.models:
+        key, base = runs[model.kind]
+        if model.base != base:
+            raise ValueError(
+                f"model {model.name!r} has base {model.base!r}; a model of kind {model.kind} runs on {key}, {base!r}"
+            )
 
 
 def load(path: Path) -> Settings:
@@ -423,6 +599,12 @@ def _refuse_unknown_variables() -> None:
                 raise SettingsError(f"environment variable {variable}: there is no section {section!r}")
 
 
+def _anchored_model(folder: Path, model: str, kind: str) -> str:
+    """A folder's path made absolute. What is no folder may be a name that vLLM knows."""
+    path = folder / model
+    return str(path) if kind == "embedded" or path.is_dir() else model
+
+
 def _anchored(settings: Settings, folder: Path) -> Settings:
     """The same settings with every relative path made absolute against the configuration file's folder."""
     url = sa.make_url(settings.database.url)
@@ -432,8 +614,9 @@ def _anchored(settings: Settings, folder: Path) -> Settings:
     changes: dict[str, dict[str, object]] = {
         "database": {"url": url.render_as_string(hide_password=False)},
         "log": {"signing_key_file": folder / settings.log.signing_key_file},
-        "engine": {"model": model and folder / model},
+        "engine": {"model": model and _anchored_model(folder, model, settings.engine.kind)},
         "chain": {"key_file": chain_key and folder / chain_key},
+        "adapters": {"directory": folder / settings.adapters.directory},
         "retrieval": {"index_file": folder / settings.retrieval.index_file},
     }
     sections = {name: getattr(settings, name).model_copy(update=change) for name, change in changes.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Literal, TypeAlias, get_args
@@ -74,8 +73,7 @@ class Shipper:
         for failure in get_args(Failure):  # so that each series is there before it is needed
             metrics.shipping_failures.labels(name, failure)
         metrics.shipping_contradicted.labels(name).set(0)
-        metrics.shipping_success.labels(name).set_function(self._seconds_since_success)
-        self._succeeded_at_s = time.monotonic()
+        metrics.shipping_success.labels(name).set_to_current_time()
 
     async def ship(self) -> bool:
         """Ship the next batch and keep the ledger's receipt of it; False when there was none to ship.
@@ -129,7 +127,7 @@ class Shipper:
         except Exception as error:
             return "internal", error, self._backoff.failed()
         self._backoff.succeeded()
-        self._succeeded_at_s = time.monotonic()
+        self._metrics.shipping_success.labels(self._name).set_to_current_time()
         if shipped:
             self._metrics.shipping_contradicted.labels(self._name).set(0)
         return None, None, 0 if shipped else self._poll_s
@@ -137,9 +135,6 @@ class Shipper:
     async def _keep(self, shipment: Shipment) -> None:
         row = shipment.row()
         await self._transactions.commit("shipment", lambda t: t.defer(ADD_SHIPMENT[self._transactions.dialect], row))
-
-    def _seconds_since_success(self) -> float:
-        return time.monotonic() - self._succeeded_at_s
 
 
 @asynccontextmanager

@@ -7,13 +7,15 @@ from typing import Annotated
 
 from fastapi import Depends, Header, Request
 
-from gateway.auth import Principal, authenticate
+from gateway.auth import KeyRing, Principal
 from gateway.catalogue import Catalogue
 from gateway.embeddings import Embeddings
 from gateway.engines import Engine
 from gateway.metrics import Metrics
 from gateway.pipeline import Pipeline
 from gateway.registry import Registry
+from gateway.reload import Reloader
+from gateway.routing.names import Router
 from gateway.settings import Settings
 from gateway.transactions import Transactions
 from ledger_client import Log, Signer
@@ -22,22 +24,29 @@ from metering import Books
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Gateway:
-    """Everything a route may use."""
+    """Everything a route may use. settings: as at the start; what a reload changes since is the router's."""
 
     settings: Settings
     transactions: Transactions
+    keys: KeyRing
     signer: Signer
     log: Log
     books: Books
     registry: Registry
-    catalogue: Catalogue
+    router: Router
+    reloader: Reloader
     engine: Engine
     metrics: Metrics
     pipeline: Pipeline
     embeddings: Embeddings
 
+    @property
+    def catalogue(self) -> Catalogue:
+        """The models that are served now."""
+        return self.router.names.catalogue
 
-def _gateway(request: Request) -> Gateway:
+
+async def _gateway(request: Request) -> Gateway:  # a function that is not async would be run in a thread
     gateway: Gateway = request.app.state.gateway
     return gateway
 
@@ -45,8 +54,10 @@ def _gateway(request: Request) -> Gateway:
 GatewayState = Annotated[Gateway, Depends(_gateway)]
 
 
-async def _principal(gateway: GatewayState, authorization: Annotated[str | None, Header()] = None) -> Principal:
-    return await gateway.transactions.read(lambda connection: authenticate(connection, authorization))
+async def _principal(
+    gateway: GatewayState, authorization: Annotated[str | None, Header(include_in_schema=False)] = None
+) -> Principal:
+    return await gateway.keys.principal(authorization)
 
 
 KeyHolder = Annotated[Principal, Depends(_principal)]

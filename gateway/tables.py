@@ -30,19 +30,26 @@ api_key = sa.Table(
     sa.Column("name", sa.String(200), nullable=False),
     sa.Column("created_at", sa.String(32), nullable=False),
     sa.Column("revoked_at", sa.String(32)),
+    sa.Column("priority", sa.String(8), nullable=False, server_default="normal"),
+    sa.Column("concurrency", sa.Integer),
 )
 
-adapter = sa.Table(
-    "adapter",
+# Every version ever registered. Its claim is in the log too; source, proven_at and removed_at are the operator's.
+adapter_version = sa.Table(
+    "adapter_version",
     metadata,
     sa.Column("name", sa.String(63), primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("digest", sa.String(64), nullable=False),
-    sa.Column("path", sa.Text, nullable=False),
+    sa.Column("source", sa.Text, nullable=False),
     sa.Column("base_model", sa.String(63), nullable=False),
+    sa.Column("base_digest", sa.String(64)),
     sa.Column("developer", sa.String(63), nullable=False),
     sa.Column("datasets", sa.JSON, nullable=False),
+    sa.Column("parents", sa.JSON, nullable=False),
     sa.Column("log_index", sa.BigInteger, nullable=False),
     sa.Column("created_at", sa.String(32), nullable=False),
+    sa.Column("proven_at", sa.String(32)),
     sa.Column("removed_at", sa.String(32)),
 )
 

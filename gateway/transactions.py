@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, TypeVar
@@ -52,7 +52,7 @@ class Transactions(DatabaseReads):
         self.dialect = database.engine.dialect.name
         self._committer = committer
         self._metrics = metrics
-        self._done: deque[Callable[[], None]] = deque()
+        self._acknowledged: deque[tuple[asyncio.Future[Any], Any, BaseException | None]] = deque()
         self._reading: set[asyncio.Task[Any]] = set()
 
     async def read(self, query: Callable[[sa.Connection], T]) -> T:
@@ -78,26 +78,28 @@ class Transactions(DatabaseReads):
         """
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[T] = loop.create_future()
-        with self._metrics.commit_seconds.labels(record).time():
-            self._committer.submit(work, *expected).add_done_callback(partial(self._resolve, loop, waiter))
+        started_s = time.perf_counter()
+        try:
+            self._committer.call(work, partial(self._acknowledge, loop, waiter), *expected)
             return await waiter
+        finally:
+            self._metrics.commit_seconds.labels(record).observe(time.perf_counter() - started_s)
 
-    def _resolve(self, loop: asyncio.AbstractEventLoop, waiter: asyncio.Future[T], done: Future[T]) -> None:
+    def _acknowledge(
+        self, loop: asyncio.AbstractEventLoop, waiter: asyncio.Future[T], result: T, error: BaseException | None
+    ) -> None:
         """Have the loop wake a caller. What one database transaction acknowledges wakes it once."""
-        self._done.append(partial(_settle, waiter, done))
-        if len(self._done) == 1:
+        self._acknowledged.append((waiter, result, error))
+        if len(self._acknowledged) == 1:
             with suppress(RuntimeError):  # the loop is closed, and nobody waits
                 loop.call_soon_threadsafe(self._wake)
 
     def _wake(self) -> None:
-        while self._done:
-            self._done.popleft()()
-
-
-def _settle(waiter: asyncio.Future[T], done: Future[T]) -> None:
-    if waiter.cancelled():
-        return
-    if error := done.exception():
-        waiter.set_exception(error)
-    else:
-        waiter.set_result(done.result())
+        while self._acknowledged:
+            waiter, result, error = self._acknowledged.popleft()
+            if waiter.cancelled():
+                continue
+            if error is None:
+                waiter.set_result(result)
+            else:
+                waiter.set_exception(error)

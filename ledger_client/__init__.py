@@ -51,7 +51,7 @@ from ledger_client.periods import (
 from ledger_client.receipt import Receipt, ReceiptError, Step, Verified, verify_receipt
 from ledger_client.received import Received
 from ledger_client.remote_ledger import NOT_HELD, RemoteLedger, format_refusal
-from ledger_client.rows import Rows
+from ledger_client.rows import Prepared, Rows
 from ledger_client.settlement import (
     ChainError,
     Claim,
@@ -73,7 +73,7 @@ from ledger_client.shipping import (
     verify_accepted,
 )
 from ledger_client.stored import StoredLog, fsck_derived
-from ledger_client.stores import ArchiveError, DirectoryStore, open_source, open_store
+from ledger_client.stores import ArchiveError, DirectoryStore, open_source, open_store, s3_client
 from ledger_client.tables import metadata
 from ledger_client.tiles import TILE_WIDTH, Tile, TileError, hashes_from_tiles, pack_bundle, unpack_bundle
 from ledger_client.witness import Refusal, Submission, WitnessRefused
@@ -136,6 +136,7 @@ __all__ = [
     "PayoutTree",
     "Payouts",
     "PeriodError",
+    "Prepared",
     "Progress",
     "ProofError",
     "Quorum",
@@ -196,6 +197,7 @@ __all__ = [
     "prove_equal",
     "restore",
     "root_from_inclusion_path",
+    "s3_client",
     "shipped",
     "sources",
     "statements_root",

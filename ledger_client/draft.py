@@ -5,27 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Row, bindparam, func, insert, select, update
+from sqlalchemy import Connection, bindparam, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from ledger_client.checkpoint import Checkpoint, Signer
 from ledger_client.entries import Entry
 from ledger_client.merkle import Frontier, GrowingTree, leaf_hash
-from ledger_client.rows import Rows
+from ledger_client.rows import Prepared, Rows
 from ledger_client.tables import log_checkpoint, log_entry, log_hash, log_head
 from ledger_client.tiles import TILE_HEIGHT, TILE_WIDTH
 
 _HEAD_ID = 1
 
-# The statements of an append, built once: SQLAlchemy takes longer to build one than SQLite to run it.
-_LOCK_HEAD = select(log_head.c.size, log_head.c.frontier).where(log_head.c.id == _HEAD_ID).with_for_update()
-_FIND = select(log_entry.c.log_index, log_entry.c.entry).where(log_entry.c.entry_id == bindparam("entry_id"))
-_LAST = select(func.max(log_entry.c.log_index))
-_READ = select(log_entry.c.entry).where(log_entry.c.log_index == bindparam("log_index"))
+_LOCK_HEAD = Prepared(select(log_head.c.size, log_head.c.frontier).where(log_head.c.id == _HEAD_ID).with_for_update())
+_FIND = Prepared(select(log_entry.c.log_index, log_entry.c.entry).where(log_entry.c.entry_id == bindparam("entry_id")))
+_LAST = Prepared(select(func.max(log_entry.c.log_index)))
+_READ = Prepared(select(log_entry.c.entry).where(log_entry.c.log_index == bindparam("log_index")))
 _ENTRIES = Rows(log_entry)
 _HASHES = Rows(log_hash)
-_ADD_CHECKPOINT = insert(log_checkpoint)
-_SET_HEAD = update(log_head).where(log_head.c.id == _HEAD_ID)
+_CHECKPOINTS = Rows(log_checkpoint)
+_SET_HEAD = Prepared(
+    update(log_head).where(log_head.c.id == _HEAD_ID).values(size=bindparam("size"), frontier=bindparam("frontier"))
+)
 
 
 class LogError(Exception):
@@ -62,13 +63,13 @@ class Draft:
     """
 
     def __init__(self, connection: Connection, signer: Signer) -> None:
-        head = _lock_head(connection)
-        last = connection.scalar(_LAST)
-        if head.size != (0 if last is None else last + 1):
-            raise LogError(f"the log was sealed with {head.size} entries, but its last entry is {last}")
+        size, frontier = _lock_head(connection)
+        last = _LAST.scalar(connection)
+        if size != (0 if last is None else last + 1):
+            raise LogError(f"the log was sealed with {size} entries, but its last entry is {last}")
         self._connection = connection
         self._signer = signer
-        self._frontier = Frontier.decode(head.size, head.frontier)
+        self._frontier = Frontier.decode(size, frontier)
         # Entry id, bytes and leaf hash, from log index self._frontier.size on.
         self._appended: list[tuple[str, bytes, bytes]] = []
         self._places: dict[str, int] = {}  # entry id → position in self._appended
@@ -108,7 +109,7 @@ class Draft:
             raise NotInLog(f"the log has {self.size} entries, and no entry {log_index}")
         if log_index >= self._frontier.size:
             return self._appended[log_index - self._frontier.size][1]
-        raw: bytes = self._connection.execute(_READ, {"log_index": log_index}).scalar_one()
+        raw: bytes = _READ.scalar(self._connection, log_index=log_index)
         return raw
 
     def mark(self) -> int:
@@ -139,8 +140,8 @@ class Draft:
         frontier, completed = _grown(self._frontier, [leaf for _, _, leaf in self._appended])
         note = self._signer.sign(Checkpoint(origin=self._signer.name, size=frontier.size, root=frontier.root()))
         _HASHES.store(self._connection, completed)
-        self._connection.execute(_ADD_CHECKPOINT, {"size": frontier.size, "note": note})
-        self._connection.execute(_SET_HEAD, {"size": frontier.size, "frontier": frontier.encode()})
+        _CHECKPOINTS.store(self._connection, [(frontier.size, note)])
+        _SET_HEAD.all(self._connection, size=frontier.size, frontier=frontier.encode())
         self._frontier, self._written = frontier, 0
         self._appended.clear()
         self._places.clear()
@@ -149,8 +150,8 @@ class Draft:
     def _find(self, entry_id: str) -> tuple[int, bytes] | None:
         if (place := self._places.get(entry_id)) is not None:
             return self._frontier.size + place, self._appended[place][1]
-        stored = self._connection.execute(_FIND, {"entry_id": entry_id}).one_or_none()
-        return None if stored is None else (stored.log_index, stored.entry)
+        stored = _FIND.all(self._connection, entry_id=entry_id)
+        return (stored[0][0], stored[0][1]) if stored else None
 
 
 def _grown(frontier: Frontier, leaves: Iterable[bytes]) -> tuple[Frontier, list[tuple[int, int, bytes]]]:
@@ -168,14 +169,14 @@ def _grown(frontier: Frontier, leaves: Iterable[bytes]) -> tuple[Frontier, list[
     return tree.frontier(), completed
 
 
-def _lock_head(connection: Connection) -> Row[int, bytes]:
+def _lock_head(connection: Connection) -> tuple[int, bytes]:
     """Return the head (size, frontier), held until the transaction ends; the first writer of all makes the row."""
-    head = connection.execute(_LOCK_HEAD).one_or_none()
-    if head is None:
+    if not (head := _LOCK_HEAD.all(connection)):
         try:
             with connection.begin_nested():
                 connection.execute(insert(log_head).values(id=_HEAD_ID, size=0, frontier=b""))
         except IntegrityError:
             pass  # another process made it between the two statements
-        head = connection.execute(_LOCK_HEAD).one()
-    return head
+        head = _LOCK_HEAD.all(connection)
+    size, frontier = head[0]
+    return size, frontier

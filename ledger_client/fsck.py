@@ -23,7 +23,7 @@ from ledger_client.checkpoint import Checkpoint, CheckpointError, Verifier
 from ledger_client.entries import ENTRY_TYPES, Entry, EntryError
 from ledger_client.laws import Fault, Finding, Identities, Law, Logged, Money, Sequences
 from ledger_client.merkle import GrowingTree, leaf_hash
-from ledger_client.references import Corrections, Ratings, References
+from ledger_client.references import Corrections, Lineage, Ratings, References
 from ledger_client.settling import Periods
 
 _PROGRESS_ENTRIES = 1000
@@ -86,7 +86,14 @@ def fsck(
         heads = _growing(_opened(checkpoints, verifier, helpers), report)
         checks = _Checks(
             moving=[Money(balances, Path(folder)), Periods()],
-            staying=[Identities(Path(folder)), Sequences(open_intents), References(), Corrections(read), Ratings(read)],
+            staying=[
+                Identities(Path(folder)),
+                Sequences(open_intents),
+                References(),
+                Lineage(),
+                Corrections(read),
+                Ratings(read),
+            ],
             more=laws,
             report=report,
         )

@@ -141,9 +141,9 @@ class Log:
         size = self.size(connection)
         if not 0 <= log_index < size:
             raise NotInLog(f"the log has {size} entries, and no entry {log_index}")
-        raw: bytes = connection.execute(
-            select(log_entry.c.entry).where(log_entry.c.log_index == log_index)
-        ).scalar_one()
+        raw: bytes | None = connection.scalar(select(log_entry.c.entry).where(log_entry.c.log_index == log_index))
+        if raw is None:
+            raise NotInLog(f"entry {log_index} is missing from the log")
         return raw
 
     def find(self, connection: Connection, entry_id: str) -> int | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import ClassVar
 
@@ -115,6 +116,49 @@ class References:
                 self._recent.clear()
             self._recent[index] = place
         return place
+
+
+class Lineage:
+    """I8: an adapter's versions follow one another, and name as parents what was registered before them.
+
+    So no version descends from itself. Entries that do not say their version are counted, and have no parents. Memory
+    grows by the versions.
+    """
+
+    types: ClassVar[frozenset[str] | None] = frozenset({"adapter.registered"})
+
+    def __init__(self) -> None:
+        self._newest: Counter[str] = Counter()
+        self._registered: dict[int, tuple[str, int, JSON]] = {}  # log index → name, version and digest
+
+    def entry(self, logged: Logged, /) -> Iterator[Fault]:
+        """Compare each parent with the registration that it names, then note this one."""
+        assert logged.entry is not None  # noqa: S101 - it has the type asked for
+        data = logged.entry.data
+        name, follows = str(data.get("adapter")), self._newest[str(data.get("adapter"))] + 1
+        version, parents = data.get("version", follows), data.get("parents", [])
+        if type(version) is not int or version != follows:
+            yield "I8", f"version {version!r:.40} of adapter {name:.80} follows where {follows} should"
+        self._newest[name] = follows
+        self._registered[logged.log_index] = (name, follows, data.get("digest"))
+        if type(parents) is not list:
+            yield "I8", "parents are a list"
+            return
+        for parent in parents:
+            yield from self._parent_faults(parent, logged.log_index)
+
+    def end(self) -> Iterator[Finding]:
+        """Nothing is left to say."""
+        return iter(())
+
+    def _parent_faults(self, parent: JSON, child_index: int) -> Iterator[Fault]:
+        if not isinstance(parent, dict):
+            yield "I8", f"a parent is an object, not {parent!r:.40}"
+            return
+        index = parent.get("log_index")
+        registered = self._registered.get(index) if type(index) is int and index < child_index else None
+        if registered != (parent.get("adapter"), parent.get("version"), parent.get("digest")):
+            yield "I8", f"parent {parent.get('adapter')!r:.80} is not registered where the entry says, at {index!r:.40}"
 
 
 class Corrections:

@@ -1,4 +1,8 @@
-"""Many rows at once, past what SQLAlchemy and the drivers do for each row by itself."""
+"""The statements of the write path: as few as may be, and past what SQLAlchemy does for each by itself.
+
+SQLite is a call away, so that most of a small statement's time would go into the preparation of its execution. Here it
+is compiled once and handed to the driver as it is; on PostgreSQL, where a round trip costs more, SQLAlchemy executes.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,9 @@ from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 import orjson
-from sqlalchemy import JSON, Connection, Insert, String, Table, bindparam, cast, column, func, select
+from sqlalchemy import JSON, Connection, Executable, Insert, String, Table, bindparam, cast, column, func, select
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError
 
 Conflict: TypeAlias = Literal["refuse", "replace", "add"]
 
@@ -33,10 +38,56 @@ class Rows:
         if not rows:
             return
         if connection.dialect.name == "sqlite":
-            connection.exec_driver_sql(self._sqlite, list(rows))
+            _on_driver(connection, self._sqlite, rows, many=True)
             return
         document = [dict(zip(self._names, row, strict=True)) for row in rows]
         connection.execute(self._postgresql, {"rows": orjson.dumps(document, default=_bytea).decode()})
+
+
+class Prepared:
+    """One statement, built once. Its parameters are given by name, and all of them; its rows are plain tuples."""
+
+    def __init__(self, statement: Executable) -> None:
+        self._statement = statement
+        compiled: Any = statement.compile(dialect=sqlite.dialect())  # type: ignore[attr-defined]
+        self._sqlite = str(compiled)
+        self._parameters = [(name, compiled.params[name]) for name in compiled.positiontup or ()]
+
+    def all(self, connection: Connection, **parameters: Any) -> Sequence[Sequence[Any]]:
+        """Run it and return its rows, in the order of its columns; those of a statement that gives none are none."""
+        if connection.dialect.name == "sqlite":
+            values = [parameters.get(name, fixed) for name, fixed in self._parameters]
+            return _on_driver(connection, self._sqlite, values)
+        result = connection.execute(self._statement, parameters)
+        return result.all() if result.returns_rows else ()
+
+    def scalar(self, connection: Connection, **parameters: Any) -> Any:
+        """Run it and return the first value of its first row; None of no row."""
+        rows = self.all(connection, **parameters)
+        return rows[0][0] if rows else None
+
+
+def _on_driver(
+    connection: Connection, statement: str, parameters: Sequence[Any], *, many: bool = False
+) -> Sequence[Sequence[Any]]:
+    """Run a statement in the connection's transaction; what the driver raises is told as SQLAlchemy would tell it."""
+    if not connection.in_transaction():
+        connection.begin()  # as SQLAlchemy would have before its own first statement
+    driver: Any = connection.connection.dbapi_connection
+    cursor = driver.cursor()
+    try:
+        if many:
+            cursor.executemany(statement, parameters)
+            return ()
+        cursor.execute(statement, parameters)
+        rows: Sequence[Sequence[Any]] = cursor.fetchall()
+    except Exception as error:
+        errors: Any = connection.dialect.loaded_dbapi
+        if not isinstance(error, errors.Error):
+            raise
+        # Parameters hold prompts and digests of keys, which no message should show.
+        raise DBAPIError.instance(statement, None, error, errors.Error, hide_parameters=True) from error
+    return rows
 
 
 def _settle(insertion: Any, table: Table, conflict: Conflict) -> Insert:

@@ -117,22 +117,30 @@ class WebSource:
         self.close()
 
 
+def s3_client() -> tuple[Any, tuple[type[Exception], ...]]:
+    """Return a client of S3-compatible stores through boto3 (the extra `s3`), and the errors that it raises.
+
+    Raises ArchiveError without the extra, or when the environment makes no client.
+    """
+    try:
+        import boto3  # type: ignore[import-untyped] # noqa: PLC0415 - only such stores need the extra
+        from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped] # noqa: PLC0415
+    except ImportError as error:
+        raise ArchiveError("s3:// needs the extra `s3`: pip install 'tributary-gateway[s3]'") from error
+    errors = (BotoCoreError, ClientError)
+    try:
+        return boto3.client("s3"), errors
+    except errors as error:
+        raise ArchiveError(f"no S3-compatible store can be reached: {error}") from error
+
+
 class S3Store:
-    """Objects under a prefix of a bucket, through boto3 (the extra `s3`)."""
+    """Objects under a prefix of a bucket."""
 
     def __init__(self, bucket: str, prefix: str) -> None:
-        try:
-            import boto3  # type: ignore[import-untyped] # noqa: PLC0415 - only such stores need the extra
-            from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped] # noqa: PLC0415
-        except ImportError as error:
-            raise ArchiveError("s3:// needs the extra `s3`: pip install 'tributary-gateway[s3]'") from error
-        self._errors = (BotoCoreError, ClientError)
+        self._client, self._errors = s3_client()
         self._bucket = bucket
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
-        try:
-            self._client: Any = boto3.client("s3")
-        except self._errors as error:
-            raise ArchiveError(f"s3://{bucket} cannot be reached: {error}") from error
 
     def read(self, path: str, limit_bytes: int) -> bytes | None:
         """Return an object, None where there is none."""

@@ -109,9 +109,9 @@ class Books:
             raise InsufficientCredit(account=account, available_nano=before.available_nano, maximum_nano=maximum_nano)
         time = self.now()
         budgets = [budget for subject in (account, key) if subject and (budget := transaction.budget(subject))]
-        windows = Windows.of(time)
-        asked_for = Draw(requests=1, tokens=maximum_tokens, spent_nano=maximum_nano)
         for budget in budgets:
+            windows = Windows.of(time)
+            asked_for = Draw(requests=1, tokens=maximum_tokens, spent_nano=maximum_nano)
             month, minute = (transaction.drawn(budget.subject, window) for window in (windows.month, windows.minute))
             check_budget(budget, asked_for, month, minute, time)
         intent = Intent(
@@ -235,7 +235,9 @@ class Books:
         now = self._clock()
         if now.tzinfo is None:
             raise MeteringError("the clock must return times with their zone")
-        return now.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        if now.tzinfo is not UTC:
+            now = now.astimezone(UTC)
+        return now.isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
 
 
 def charged(transaction: Transaction, request_id: str) -> RequestState:
@@ -265,8 +267,8 @@ def _end(transaction: Transaction, state: RequestState, *, tokens: int) -> None:
 
 def _draw(transaction: Transaction, intent: Intent, *, requests: int, tokens: int, spent_nano: int) -> None:
     """Add to the windows that a request was admitted in, of each budget that it draws on."""
-    windows = Windows.of(intent.admitted_at)
     for subject in intent.budgeted:
+        windows = Windows.of(intent.admitted_at)
         transaction.draw(subject, windows.month, Draw(spent_nano=spent_nano))
         transaction.draw(subject, windows.minute, Draw(requests=requests, tokens=tokens))
 

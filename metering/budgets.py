@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Self
+from typing import NamedTuple, Self
 
 from metering._checks import check_text, check_whole
 from metering.errors import BudgetExceeded, MeteringError
@@ -38,8 +38,7 @@ class Budget:
         return self == Budget(subject=self.subject)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Draw:
+class Draw(NamedTuple):
     """What was drawn on a budget in a window; of open requests, the most that they can still take."""
 
     requests: int = 0
@@ -55,8 +54,7 @@ class Draw:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Windows:
+class Windows(NamedTuple):
     """The month and the minute, in UTC, that a time lies in."""
 
     month: str

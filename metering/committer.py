@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from typing import Any, Self, TypeVar
+from functools import partial
+from typing import Any, Self, TypeAlias, TypeVar
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError, SQLAlchemyError
@@ -25,13 +25,24 @@ _NOTHING = Expected()
 _IN_TRANSACTION = 2  # PQTRANS_INTRANS of libpq: open, and no error met
 
 
-@dataclass(eq=False)
+Told: TypeAlias = Callable[[Any, BaseException | None], None]
+"""Is told what became of a unit of work: its result, or what it or the commit raised."""
+
+
 class _Job:
-    work: Callable[[Transaction], Any]
-    expected: Expected
-    future: Future[Any] = field(default_factory=Future)
-    result: Any = None
-    error: BaseException | None = None
+    """A unit of work. future: where there is one, and it may have been cancelled before its turn."""
+
+    __slots__ = ("error", "expected", "future", "result", "tell", "work")
+
+    def __init__(
+        self, work: Callable[[Transaction], Any], expected: Expected, tell: Told, future: Future[Any] | None = None
+    ) -> None:
+        self.work = work
+        self.expected = expected
+        self.tell = tell
+        self.future = future
+        self.result: Any = None
+        self.error: BaseException | None = None
 
 
 class _Alone(Exception):  # noqa: N818 - no error: an order to the committer
@@ -73,12 +84,22 @@ class Committer:
         reply is lost, every future in it raises CommitError. Work may be run more than once, so it must have no effect
         but through its transaction. Raises RuntimeError once the committer is closed.
         """
-        job = _Job(work, expected)
+        future: Future[T] = Future()
+        self._enqueue(_Job(work, expected, partial(_settle, future), future))
+        return future
+
+    def call(self, work: Callable[[Transaction], Any], tell: Told, expected: Expected = _NOTHING) -> None:
+        """Queue a unit of work like `submit`, at less cost; `tell` is called in the committer's own thread.
+
+        It is called once, must be quick, and must not raise.
+        """
+        self._enqueue(_Job(work, expected, tell))
+
+    def _enqueue(self, job: _Job) -> None:
         with self._gate:
             if self._closed:
                 raise RuntimeError("the committer is closed")
             self._waiting.put(job)
-        return job.future
 
     def close(self) -> None:
         """Refuse new work, finish what waits, and return when it is committed. May be called again."""
@@ -100,7 +121,7 @@ class Committer:
         batch: list[_Job] = []
         job = self._waiting.get()
         while job is not None:
-            if job.future.set_running_or_notify_cancel():
+            if job.future is None or job.future.set_running_or_notify_cancel():
                 batch.append(job)
             if len(batch) == self._max_batch:
                 return batch, False
@@ -124,15 +145,12 @@ class Committer:
             for job in batch:
                 # What one of many raised may rest on what those before it did, which is gone.
                 own = None if len(batch) > 1 or isinstance(job.error, OperationalError | InterfaceError) else job.error
-                job.future.set_exception(own or _commit_error(error))
+                job.tell(None, own or _commit_error(error))
             return
         self._awaited = len(batch) + self._waiting.qsize()
         self._awaited_until_s = time.monotonic() + LINGER_S
         for job in batch:
-            if job.error is None:
-                job.future.set_result(job.result)
-            else:
-                job.future.set_exception(job.error)
+            job.tell(job.result, job.error)
 
     def _fill(self, connection: Connection, batch: list[_Job]) -> None:
         """Run a batch inside a transaction and write what it comes to. Raises _Alone where one job can spoil it all."""
@@ -154,6 +172,13 @@ class Committer:
             if len(batch) > 1:
                 raise _Alone from None
             raise
+
+
+def _settle(future: Future[T], result: T, error: BaseException | None) -> None:
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)
 
 
 def _check_open(connection: Connection) -> None:

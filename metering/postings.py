@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ledger_client import SUSPENSE
-from metering._checks import CONTRIBUTOR, LIMIT_NANO, NAME, check_text, check_whole
+from metering._checks import CONTRIBUTOR, LIMIT_NANO, NAME, check_known, check_text, check_whole
 from metering.errors import MeteringError
 
 FUNDING = "funding"  # where credit comes from; the only account that goes below zero
@@ -46,12 +46,12 @@ def caller_account(caller: str) -> str:
 
 def check_caller_account(account: str) -> None:
     """Refuse an account that cannot hold a caller's credit."""
-    check_text("caller account", account, _CALLER_ACCOUNT)
+    check_known("caller account", account, _CALLER_ACCOUNT)
 
 
 def check_earning_account(account: str) -> None:
     """Refuse an account that a charge cannot be paid out to."""
-    check_text("account", account, _EARNING_ACCOUNT)
+    check_known("account", account, _EARNING_ACCOUNT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class Posting:
     amount_nano: int
 
     def __post_init__(self) -> None:
-        check_text("account", self.account, _ACCOUNT)
+        check_known("account", self.account, _ACCOUNT)
         check_whole("amount_nano", self.amount_nano, minimum=-LIMIT_NANO)
         if self.amount_nano == 0:
             raise MeteringError(f"a posting on {self.account} moves nothing")

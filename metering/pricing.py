@@ -43,14 +43,16 @@ class Price:
             usage.prompt_tokens * self.prompt_nano_per_token + usage.completion_tokens * self.completion_nano_per_token
         )
 
-    def maximum_nano(self, context_tokens: int, completion_tokens: int | None = None) -> int:
-        """Return the most that a request can cost whose prompt and completion share `context_tokens`, in nano-USD.
+    def maximum_nano(self, context_tokens: int, completion_tokens: int | None = None, completions: int = 1) -> int:
+        """Return the most that a request can cost whose prompt and any one completion share the context, in nano-USD.
 
-        completion_tokens: the most that it may emit; None for as many as fit.
+        completion_tokens: the most that each completion may have; None for as many as fit. completions: how many there
+        are of the one prompt.
         """
         check_whole("context_tokens", context_tokens)
+        check_whole("completions", completions)
         emitted = context_tokens if completion_tokens is None else min(completion_tokens, context_tokens)
-        dearer_nano = max(self.completion_nano_per_token - self.prompt_nano_per_token, 0)
+        dearer_nano = max(completions * self.completion_nano_per_token - self.prompt_nano_per_token, 0)
         return context_tokens * self.prompt_nano_per_token + emitted * dearer_nano
 
     def data(self, served_model: str) -> dict[str, JSON]:

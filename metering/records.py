@@ -20,6 +20,7 @@ from metering._checks import (
     REASON,
     REQUEST_ID,
     WHOLE_PPM,
+    check_known,
     check_text,
     check_whole,
 )
@@ -49,11 +50,11 @@ class UsageRecord:
     answer_digest: str
 
     def __post_init__(self) -> None:
-        check_text("served model", self.served_model, NAME)
-        check_text("base model", self.base_model, NAME)
+        check_known("served model", self.served_model, NAME)
+        check_known("base model", self.base_model, NAME)
         if self.adapter is not None:
-            check_text("adapter", self.adapter, NAME)
-        check_text("finish reason", self.finish_reason, NAME)
+            check_known("adapter", self.adapter, NAME)
+        check_known("finish reason", self.finish_reason, NAME)
         check_whole("price_index", self.price_index)
         check_text("prompt_digest", self.prompt_digest, DIGEST)
         check_text("answer_digest", self.answer_digest, DIGEST)
@@ -91,8 +92,8 @@ class EstimatorRun:
     residual_nats: float
 
     def __post_init__(self) -> None:
-        check_text("estimator", self.name, NAME)
-        check_text("estimator version", self.version, NAME)
+        check_known("estimator", self.name, NAME)
+        check_known("estimator version", self.version, NAME)
         check_whole("evaluations", self.evaluations)
         check_whole("tokens_scored", self.tokens_scored)
         _check_nats("residual_nats", self.residual_nats)

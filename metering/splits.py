@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from attribution.shares import apportion
 from metering._checks import CONTRIBUTOR, NAME, REQUEST_ID, WHOLE_PPM, check_text, check_whole
@@ -82,8 +82,7 @@ class SplitLine:
             raise MeteringError("a split line names both the kind and the item of its player, or neither")
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Part:
+class _Part(NamedTuple):
     account: str
     role: str
     ppm: Fraction | int

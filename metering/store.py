@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row, and_, delete, func, or_, select
 
@@ -12,8 +12,7 @@ from metering.budgets import Budget, Draw
 from metering.tables import account_table, budget_table, draw_table, intent_table, is_open
 
 
-@dataclass(frozen=True, kw_only=True)
-class Balance:
+class Balance(NamedTuple):
     """The totals of an account, in nano-USD; pending is what open intents reserve on it."""
 
     credits_nano: int = 0
@@ -39,12 +38,11 @@ class Balance:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Line:
+class Line(NamedTuple):
     """One stored posting with what it was for; log_index and position place it, time is RFC 3339 in UTC.
 
     period: the month `YYYY-MM` that it is stated in. kind and item: the player that earned it. served_model and
-    request_id: the answer it stems from. None where none.
+    request_id: the answer it stems from. None where none. The fields are the columns of posting_table, in its order.
     """
 
     log_index: int
@@ -153,23 +151,25 @@ def balance_of(row: Row[Any]) -> Balance:
     return Balance(credits_nano=row.credits_nano, debits_nano=row.debits_nano, pending_nano=row.pending_nano)
 
 
-def request_state_of(row: Row[Any]) -> RequestState:
-    """Read a row of the intent table."""
+def request_state_of(row: Sequence[Any]) -> RequestState:
+    """Read a row of the intent table, whose values are in the order of its columns; see `request_row`."""
+    gateway, gateway_seq, request_id, account, maximum_nano, maximum_tokens, budgeted, admitted_at, *ended = row
+    ended_index, charge_nano, served_model, attribution_index = ended
     return RequestState(
         intent=Intent(
-            gateway=row.gateway,
-            gateway_seq=row.gateway_seq,
-            request_id=row.request_id,
-            account=row.account,
-            maximum_nano=row.maximum_nano,
-            maximum_tokens=row.maximum_tokens,
-            budgeted=tuple(row.budgeted.split()),
-            admitted_at=row.admitted_at,
+            gateway=gateway,
+            gateway_seq=gateway_seq,
+            request_id=request_id,
+            account=account,
+            maximum_nano=maximum_nano,
+            maximum_tokens=maximum_tokens,
+            budgeted=tuple(budgeted.split()),
+            admitted_at=admitted_at,
         ),
-        ended_index=row.ended_index,
-        charge_nano=row.charge_nano,
-        served_model=row.served_model,
-        attribution_index=row.attribution_index,
+        ended_index=ended_index,
+        charge_nano=charge_nano,
+        served_model=served_model,
+        attribution_index=attribution_index,
     )
 
 

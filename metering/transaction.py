@@ -16,12 +16,12 @@ from typing import Any, NamedTuple, TypeAlias
 from sqlalchemy import Column, ColumnElement, Connection, Executable, String, bindparam, func, select
 from sqlalchemy.dialects import postgresql
 
-from ledger_client import Draft, Log, Rows, period_of
+from ledger_client import Draft, Log, Prepared, Rows, period_of
 from metering._checks import LIMIT_NANO
 from metering.budgets import Budget, Draw
 from metering.errors import MeteringError
 from metering.postings import CONTRIBUTOR_PREFIX
-from metering.store import Balance, Line, RequestState, balance_of, request_row, request_state_of
+from metering.store import Balance, Line, RequestState, request_row, request_state_of
 from metering.tables import (
     account_period_table,
     account_table,
@@ -37,11 +37,15 @@ _Row: TypeAlias = dict[str, Any]
 _ABSENT: Any = object()
 _COLUMNS = {"correction": (0, 1, 0), "payout": (0, 0, 1)}  # role → earned, corrected, paid; any other role is earned
 
-_FIND_DRAW = select(draw_table).where(
-    draw_table.c.subject == bindparam("subject"), draw_table.c.time_window == bindparam("time_window")
+_FIND_DRAW = Prepared(
+    select(draw_table.c.requests, draw_table.c.tokens, draw_table.c.spent_nano).where(
+        draw_table.c.subject == bindparam("subject"), draw_table.c.time_window == bindparam("time_window")
+    )
 )
-_LAST_SEQUENCE = select(func.max(intent_table.c.gateway_seq)).where(intent_table.c.gateway == bindparam("gateway"))
-_LAST_CLOSED = select(func.max(period_table.c.period))
+_LAST_SEQUENCE = Prepared(
+    select(func.max(intent_table.c.gateway_seq)).where(intent_table.c.gateway == bindparam("gateway"))
+)
+_LAST_CLOSED = Prepared(select(func.max(period_table.c.period)))
 _POSTINGS, _PERIODS, _EARNINGS = Rows(posting_table), Rows(account_period_table, "add"), Rows(earning_table, "add")
 _STATES = {
     "account": Rows(account_table, "replace"),
@@ -49,10 +53,8 @@ _STATES = {
     "budget": Rows(budget_table, "replace"),
     "draw": Rows(draw_table, "replace"),
 }
-_LINE = attrgetter(*posting_table.c.keys())
-_BALANCE = attrgetter("credits_nano", "debits_nano", "pending_nano")
-_BUDGET = attrgetter(*budget_table.c.keys())
-_DRAW = attrgetter("requests", "tokens", "spent_nano")
+_BUDGET_COLUMNS = tuple(budget_table.c.keys())
+_BUDGET = attrgetter(*_BUDGET_COLUMNS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +100,7 @@ class Transaction:
         self._periods: dict[tuple[str, str], tuple[int, int, int, int]] = {}
         self._earnings: dict[tuple[str, str, str, str], int] = {}  # by account, dimension, period and key
         self._postings: list[Line] = []
-        self._deferred: list[tuple[Executable, _Row]] = []
+        self._deferred: list[tuple[Executable | Rows, Any]] = []
         self._undo: list[tuple[dict[Any, Any], Any, Any]] = []
         self._written = False
 
@@ -133,16 +135,14 @@ class Transaction:
         """Return what was drawn on a budget in a month or minute."""
         place = (subject, window)
         if place not in self._draws:
-            row = self._connection.execute(_FIND_DRAW, {"subject": subject, "time_window": window}).one_or_none()
-            self._draws[place] = (
-                Draw() if row is None else Draw(requests=row.requests, tokens=row.tokens, spent_nano=row.spent_nano)
-            )
+            found = _FIND_DRAW.all(self._connection, subject=subject, time_window=window)
+            self._draws[place] = Draw(*found[0]) if found else Draw()
         return self._draws[place]
 
     def last_closed(self) -> str | None:
         """Return the newest period that is closed, or None."""
         if "" not in self._last_closed:
-            self._last_closed[""] = self._connection.scalar(_LAST_CLOSED)
+            self._last_closed[""] = _LAST_CLOSED.scalar(self._connection)
         return self._last_closed[""]
 
     def period_of(self, time: str) -> str:
@@ -161,7 +161,7 @@ class Transaction:
     def next_sequence(self, gateway: str) -> int:
         """Take the number after the last that the gateway gave, from 0."""
         if gateway not in self._sequences:
-            last = self._connection.scalar(_LAST_SEQUENCE, {"gateway": gateway})
+            last = _LAST_SEQUENCE.scalar(self._connection, gateway=gateway)
             self._sequences[gateway] = 0 if last is None else int(last) + 1
         number = self._sequences[gateway]
         self._set(self._sequences, gateway, number + 1)
@@ -176,13 +176,9 @@ class Transaction:
         self, account: str, *, credits_nano: int = 0, debits_nano: int = 0, pending_nano: int = 0
     ) -> None:
         """Add differences to the totals of an account. Raises MeteringError where an account holds no more."""
-        before = self.balance(account)
-        after = Balance(
-            credits_nano=before.credits_nano + credits_nano,
-            debits_nano=before.debits_nano + debits_nano,
-            pending_nano=before.pending_nano + pending_nano,
-        )
-        if max(after.credits_nano, after.debits_nano, after.pending_nano) > LIMIT_NANO:
+        before_credits, before_debits, before_pending = self.balance(account)
+        after = Balance(before_credits + credits_nano, before_debits + debits_nano, before_pending + pending_nano)
+        if max(after) > LIMIT_NANO:
             raise MeteringError(f"the totals of {account} would pass {LIMIT_NANO} nano-USD, the most an account holds")
         self._set(self._accounts, account, after)
         self._touch("account", account)
@@ -195,7 +191,7 @@ class Transaction:
     def draw(self, subject: str, window: str, change: Draw) -> None:
         """Add to what was drawn on a budget in a month or minute. Raises MeteringError where no more can be counted."""
         after = self.drawn(subject, window).plus(change)
-        if max(after.requests, after.tokens, after.spent_nano) > LIMIT_NANO:
+        if max(after) > LIMIT_NANO:
             raise MeteringError(
                 f"what {subject} has drawn in {window} would pass {LIMIT_NANO}, the most that is counted"
             )
@@ -210,8 +206,10 @@ class Transaction:
     def post(self, lines: Sequence[Line]) -> None:
         """Store the postings of one entry, add them to their accounts, and count what contributors earned."""
         for line in lines:
-            credits_nano, debits_nano = max(line.amount_nano, 0), max(-line.amount_nano, 0)
-            self.change_balance(line.account, credits_nano=credits_nano, debits_nano=debits_nano)
+            if line.amount_nano > 0:
+                self.change_balance(line.account, credits_nano=line.amount_nano)
+            else:
+                self.change_balance(line.account, debits_nano=-line.amount_nano)
             if line.account.startswith(CONTRIBUTOR_PREFIX):
                 self._count(line)
         self._postings += lines
@@ -222,6 +220,10 @@ class Transaction:
         The statement must be built once and given each time as the same object.
         """
         self._deferred.append((statement, dict(row)))
+
+    def store(self, rows: Rows, row: tuple[Any, ...]) -> None:
+        """Store a row with others of its table when everything is written. `rows` must be the same object each time."""
+        self._deferred.append((rows, row))
 
     # Undoing and writing.
 
@@ -251,14 +253,17 @@ class Transaction:
         """Write what is held to the database; the log is not sealed by it."""
         self.log.write()
         self._write_rows()
-        _POSTINGS.store(self._connection, [_LINE(line) for line in self._postings])
+        _POSTINGS.store(self._connection, self._postings)
         self._postings.clear()
-        deferred: dict[Executable, list[_Row]] = {}
+        deferred: dict[Executable | Rows, list[Any]] = {}
         for statement, row in self._deferred:
             deferred.setdefault(statement, []).append(row)
         self._deferred.clear()
         for statement, rows in deferred.items():
-            self._connection.execute(statement, rows)
+            if isinstance(statement, Rows):
+                statement.store(self._connection, rows)
+            else:
+                self._connection.execute(statement, rows)
         self._undo.clear()
 
     def seal(self) -> None:
@@ -282,12 +287,12 @@ class Transaction:
     def _row(self, table: str, key: Any) -> tuple[Any, ...]:
         """Return the row of a table as it is to be."""
         if table == "account":
-            return (key, *_BALANCE(self._accounts[key]))
+            return (key, *self._accounts[key])
         if table == "request":
             return request_row(self._requests[key])
         if table == "budget":
             return _BUDGET(self._budgets[key] or Budget(subject=key))
-        return (*key, *_DRAW(self._draws[key]))
+        return (*key, *self._draws[key])
 
     def _set(self, mapping: dict[Any, Any], key: Any, value: object) -> None:
         self._undo.append((mapping, key, mapping.get(key, _ABSENT)))
@@ -314,24 +319,24 @@ class Transaction:
 
     def _read_accounts(self, accounts: set[str]) -> None:
         found = self._read("account", accounts - self._accounts.keys())
-        self._accounts |= {row.account: balance_of(row) for row in found}
+        self._accounts |= {account: Balance(*totals) for account, *totals in found}
         self._accounts |= dict.fromkeys(accounts - self._accounts.keys(), Balance())
 
     def _read_requests(self, request_ids: set[str]) -> None:
         found = self._read("request", request_ids - self._requests.keys())
-        self._requests |= {row.request_id: request_state_of(row) for row in found}
+        self._requests |= {state.intent.request_id: state for state in map(request_state_of, found)}
         self._requests |= dict.fromkeys(request_ids - self._requests.keys())
 
     def _read_budgets(self, subjects: set[str]) -> None:
-        found = (Budget(**row._mapping) for row in self._read("budget", subjects - self._budgets.keys()))
+        read = self._read("budget", subjects - self._budgets.keys())
+        found = [Budget(**dict(zip(_BUDGET_COLUMNS, row, strict=True))) for row in read]
         self._budgets |= {budget.subject: None if budget.unlimited else budget for budget in found}
         self._budgets |= dict.fromkeys(subjects - self._budgets.keys())
 
     def _read(self, table: str, keys: set[str]) -> Sequence[Any]:
         if not keys:
             return ()
-        parameters = {"keys": self._finds.keys(sorted(keys))}
-        return self._connection.execute(self._finds.queries[table], parameters).all()
+        return self._finds.queries[table].all(self._connection, keys=self._finds.keys(sorted(keys)))
 
 
 _KEYED = {
@@ -350,11 +355,12 @@ class _Finds:
     """
 
     keys: Callable[[list[str]], object]
-    queries: Mapping[str, Executable]
+    queries: Mapping[str, Prepared]
 
     @classmethod
     def built(cls, keys: Callable[[list[str]], object], among: Callable[[Column[Any]], ColumnElement[bool]]) -> _Finds:
-        return cls(keys=keys, queries={name: select(key.table).where(among(key)) for name, key in _KEYED.items()})
+        queries = {name: Prepared(select(key.table).where(among(key))) for name, key in _KEYED.items()}
+        return cls(keys=keys, queries=queries)
 
 
 _FINDS = {

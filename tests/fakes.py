@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +16,7 @@ from gateway.engines import (
     AdapterRejected,
     Delta,
     EngineUnavailable,
+    GenerationRequest,
     Health,
     PromptTooLong,
     SamplingParams,
@@ -59,6 +62,7 @@ class FakeEngine:
     base_digest: str = "0" * 64
     context_tokens: int = 4096
     noise_nats: float = 1e-3
+    options: frozenset[str] = frozenset()
 
     prompts: list[str] = field(default_factory=list)
     begun: int = 0
@@ -66,20 +70,27 @@ class FakeEngine:
     abandoned: int = 0
     _resident: set[str] = field(default_factory=set)
 
-    async def render(self, messages: Sequence[Message]) -> list[int]:
+    async def render(self, messages: Sequence[Message], _tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         return encode("".join(f"{message.role}: {message.content}\n" for message in messages) + "assistant: ")
 
     async def tokenize(self, text: str) -> list[int]:
         return encode(text)
 
-    def generate(
-        self, prompt: Sequence[int], *, adapter: str | None, sampling: SamplingParams
-    ) -> AsyncGenerator[Delta, None]:
-        self._check(adapter)
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
+        self._check(request.adapter)
+        prompt: Sequence[int]
+        if request.messages is not None:
+            prompt = await self.render(request.messages, request.tools)
+        else:
+            prompt = await self.tokenize(request.prompt) if isinstance(request.prompt, str) else request.prompt or ()
         room = self.context_tokens - len(prompt)
         if room < 1:
             raise PromptTooLong(tokens=len(prompt), limit_tokens=self.context_tokens - 1)
-        return self._stream(prompt, sampling, min(room, sampling.max_tokens))
+        yield Delta(token_ids=(), text="", prompt_ids=tuple(prompt))
+        sampling = request.sampling
+        async with aclosing(self._stream(prompt, sampling, min(room, sampling.max_tokens))) as deltas:
+            async for delta in deltas:
+                yield delta
 
     async def _stream(
         self, prompt: Sequence[int], sampling: SamplingParams, max_tokens: int

@@ -10,10 +10,13 @@ from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse
 
 from gateway import answers
+from gateway.api.described import NEEDS_A_KEY, replies
 from gateway.auth import Principal
 from gateway.state import GatewayState, KeyHolder
 
 router = APIRouter(prefix="/v1", tags=["Answers"])
+
+_REPLIES = replies(*NEEDS_A_KEY, answers.UnknownRequestError)
 
 
 def _visible(connection: sa.Connection, request_id: str, principal: Principal) -> answers.AnswerRow:
@@ -22,7 +25,7 @@ def _visible(connection: sa.Connection, request_id: str, principal: Principal) -
     return answers.find(connection, request_id, principal.subject if principal.role == "caller" else None)
 
 
-@router.get("/attributions/{request_id}")
+@router.get("/attributions/{request_id}", responses=_REPLIES)
 async def attribution(request_id: str, gateway: GatewayState, caller: KeyHolder) -> dict[str, Any]:
     """The attribution object of an answer."""
     row = await gateway.transactions.read(lambda c: _visible(c, request_id, caller))
@@ -30,7 +33,7 @@ async def attribution(request_id: str, gateway: GatewayState, caller: KeyHolder)
     return found
 
 
-@router.get("/receipts/{request_id}", response_class=PlainTextResponse)
+@router.get("/receipts/{request_id}", response_class=PlainTextResponse, responses=_REPLIES)
 async def receipt(request_id: str, gateway: GatewayState, caller: KeyHolder) -> PlainTextResponse:
     """Offline proof that the answer's newest entry is in the log: its attribution, or its usage until then."""
 

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 
+from gateway.api.described import NEEDS_A_KEY, replies
 from gateway.api.negotiation import best
 from gateway.auth import Principal
 from gateway.errors import BadRequestError, NotFoundError
@@ -25,7 +26,11 @@ _PAGE = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
 }
-router = APIRouter(prefix="/v1/contributors/{contributor}", tags=["Contributors"])
+router = APIRouter(
+    prefix="/v1/contributors/{contributor}",
+    tags=["Contributors"],
+    responses=replies(*NEEDS_A_KEY, NotFoundError, statuses=(400,)),
+)
 
 
 async def _query(gateway: Gateway, read: Callable[[sa.Connection], T]) -> T:
@@ -77,7 +82,7 @@ async def read_entries(
     return (await _query(gateway, lambda c: entries(c, who, after, limit))).as_json()
 
 
-@router.get("/statements/{period}")
+@router.get("/statements/{period}", responses=replies(statuses=(406,), forms=_FORMS))
 async def read_statement(
     contributor: str,
     period: str,

@@ -2,126 +2,105 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-import structlog
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
 
-from gateway.api.replies import ChatShape, CompletionShape, EventStream, Shape, Told, events, whole
+from gateway.api.described import ChatReply, CompletionReply, EmbeddingReply, charged
+from gateway.api.messages import offered
+from gateway.api.models import answer_headers, resolve
+from gateway.api.repeats import REPLAYED, asked_before, takes_once
+from gateway.api.replies import CHAT, COMPLETION, Shape, StreamWriter, Told, replayed, whole
 from gateway.api.requests import (
     ChatRequest,
     CompletionRequest,
     EmbeddingRequest,
+    check_taken,
     encode_vector,
     parse,
     read_document,
-    takes,
 )
+from gateway.api.wire import EventStream
 from gateway.auth import Principal
-from gateway.catalogue import ServedModel
 from gateway.embeddings import Embedded
 from gateway.engines import Delta, SamplingParams
 from gateway.errors import BadRequestError
-from gateway.exchange import Question, Said
-from gateway.grounding import Message
-from gateway.idempotency import Claim, Replay, ResponseExpiredError, look_up
+from gateway.exchange import Answer, Question, Said, last_user_message, up_to_first_token
+from gateway.idempotency import JSON_TYPE, Claim, Replay
 from gateway.state import Gateway, GatewayState, KeyHolder
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
-_KEY_HEADER = "Idempotency-Key"
-_KEY = re.compile("[ -~]{1,255}")
-_REPLAYED = {"idempotent-replayed": "true"}
 
-
-_KEYED = {
-    "name": _KEY_HEADER,
-    "in": "header",
-    "required": False,
-    "description": "answered and charged once, however often it is sent with the same body",
-    "schema": {"type": "string", "pattern": f"^{_KEY.pattern}$"},
-}
-
-
-def _takes(kind: type[BaseModel]) -> dict[str, Any]:
-    return {**takes(kind), "parameters": [_KEYED]}
-
-
-@router.get("/models")
-async def list_models(gateway: GatewayState, caller: KeyHolder) -> dict[str, Any]:
-    """The served models."""
-    caller.require("caller", "operator")
-    return {"object": "list", "data": [_model_object(model) for model in gateway.catalogue]}
-
-
-@router.get("/models/{name}")
-async def retrieve_model(name: str, gateway: GatewayState, caller: KeyHolder) -> dict[str, Any]:
-    """One served model."""
-    caller.require("caller", "operator")
-    return _model_object(gateway.catalogue.find(name))
-
-
-@router.post("/chat/completions", openapi_extra=_takes(ChatRequest))
+@router.post("/chat/completions", openapi_extra=takes_once(ChatRequest), responses=charged(ChatReply, streams=True))
 async def chat_completions(request: Request, gateway: GatewayState, caller: KeyHolder) -> Response:
     """Answer a conversation."""
     caller.require("caller")
-    document = await read_document(request, gateway.settings.limits.body_bytes)
+    document = await read_document(request, gateway.settings.limits)
     body = parse(document, ChatRequest)
-    if body.max_tokens is not None and body.max_completion_tokens is not None:
-        raise BadRequestError("give max_completion_tokens or max_tokens, not both", "max_tokens")
-    once = await _once(request, gateway, caller.subject, document)
+    once = await asked_before(request, gateway, caller.subject, document)
     if isinstance(once, Replay):
-        return _answer_again(once, body, ChatShape())
-    # OpenAI's newer name for the system role.
-    roles = {"developer": "system"}
-    model = _model(request, gateway, body.model, "chat")
+        return _answer_again(gateway, once, body, CHAT)
+    options = _options(gateway, body)
+    messages = tuple(message.turn() for message in body.messages)
+    resolved = await resolve(request, gateway, body.model, kind="chat", asked=last_user_message(messages))
+    model = resolved.model
     if unknown := set(body.corpora or ()) - set(model.corpora):
         known = ", ".join(model.corpora) or "none"
         raise BadRequestError(f"model {model.name!r} has no corpus {min(unknown)!r}; its corpora: {known}", "corpora")
     question = Question(
         model=model,
+        resolved=resolved,
         corpora=model.corpora if body.corpora is None else tuple(body.corpora),
         top_k=body.top_k or model.top_k,
-        messages=tuple(Message(role=roles.get(m.role, m.role), content=m.text()) for m in body.messages),
+        messages=messages,
         sampling=_sampling(gateway, body, body.max_completion_tokens or body.max_tokens),
+        tools=offered(body.tools),
+        options=options,
+        stream=bool(body.stream),
         mode=(body.attribution and body.attribution.mode) or gateway.settings.attribution.mode,
     )
-    return await _answer(gateway, caller, question, body, ChatShape(), once)
+    return await _answer(gateway, caller, question, body, CHAT, once)
 
 
-@router.post("/completions", openapi_extra=_takes(CompletionRequest))
+@router.post(
+    "/completions", openapi_extra=takes_once(CompletionRequest), responses=charged(CompletionReply, streams=True)
+)
 async def completions(request: Request, gateway: GatewayState, caller: KeyHolder) -> Response:
     """Continue a text. A raw prompt is not grounded."""
     caller.require("caller")
-    document = await read_document(request, gateway.settings.limits.body_bytes)
+    document = await read_document(request, gateway.settings.limits)
     body = parse(document, CompletionRequest)
-    once = await _once(request, gateway, caller.subject, document)
+    once = await asked_before(request, gateway, caller.subject, document)
     if isinstance(once, Replay):
-        return _answer_again(once, body, CompletionShape())
+        return _answer_again(gateway, once, body, COMPLETION)
+    asked = body.prompt if isinstance(body.prompt, str) else None
+    resolved = await resolve(request, gateway, body.model, kind="chat", asked=asked)
     question = Question(
-        model=_model(request, gateway, body.model, "chat"),
-        prompt=body.prompt,
+        model=resolved.model,
+        resolved=resolved,
+        prompt=body.prompt if isinstance(body.prompt, str) else tuple(body.prompt),
         sampling=_sampling(gateway, body, body.max_tokens),
+        options=_options(gateway, body),
+        stream=bool(body.stream),
         mode=(body.attribution and body.attribution.mode) or gateway.settings.attribution.mode,
     )
-    return await _answer(gateway, caller, question, body, CompletionShape(), once)
+    return await _answer(gateway, caller, question, body, COMPLETION, once)
 
 
-@router.post("/embeddings", openapi_extra=_takes(EmbeddingRequest))
+@router.post("/embeddings", openapi_extra=takes_once(EmbeddingRequest), responses=charged(EmbeddingReply))
 async def embeddings(request: Request, gateway: GatewayState, caller: KeyHolder) -> Response:
     """Turn texts into vectors."""
     caller.require("caller")
-    document = await read_document(request, gateway.settings.limits.body_bytes)
+    document = await read_document(request, gateway.settings.limits)
     body = parse(document, EmbeddingRequest)
-    once = await _once(request, gateway, caller.subject, document)
+    once = await asked_before(request, gateway, caller.subject, document)
     if isinstance(once, Replay):
-        return _vectors(Embedded.again(once, len(body.texts)), body, _REPLAYED)
-    model = _model(request, gateway, body.model, "embedding")
-    embedded = await gateway.embeddings.embed(caller.subject, model, body.texts, key_id=caller.key_id, claim=once)
+        return _vectors(Embedded.again(once, len(body.texts)), body, REPLAYED)
+    resolved = await resolve(request, gateway, body.model, kind="embedding")
+    embedded = await gateway.embeddings.embed(caller.subject, resolved, body.texts, key=caller, claim=once)
     return _vectors(embedded, body, {})
 
 
@@ -133,33 +112,17 @@ def _vectors(embedded: Embedded, body: EmbeddingRequest, headers: dict[str, str]
     ]
     content = {
         "object": "list",
-        "model": body.model,
+        "model": embedded.model,
         "data": data,
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }
-    return JSONResponse(content, headers=_headers(embedded.request_id) | headers)
+    return JSONResponse(content, headers=answer_headers(embedded.request_id, embedded.model) | headers)
 
 
-def _model(request: Request, gateway: Gateway, name: str, kind: str) -> ServedModel:
-    """Resolve the name that a client gave; what it resolved to becomes a label, the name itself never does."""
-    model = gateway.catalogue.find(name, kind)
-    request.state.served_model = model.name
-    gateway.metrics.routing.labels(model.name, "named").inc()
-    return model
-
-
-def _model_object(model: ServedModel) -> dict[str, Any]:
-    return {
-        "id": model.name,
-        "object": "model",
-        "created": 0,
-        "owned_by": model.adapter.developer if model.adapter else "platform",
-        "kind": model.kind,
-        "description": model.description,
-        "base_model": model.base,
-        "adapter": model.adapter_name,
-        "corpora": list(model.corpora),
-    }
+def _options(gateway: Gateway, body: ChatRequest | CompletionRequest) -> dict[str, Any]:
+    options = body.options()
+    check_taken(body, options, gateway.engine.options)
+    return options
 
 
 def _sampling(gateway: Gateway, body: ChatRequest | CompletionRequest, max_tokens: int | None) -> SamplingParams:
@@ -172,10 +135,6 @@ def _sampling(gateway: Gateway, body: ChatRequest | CompletionRequest, max_token
     )
 
 
-def _headers(request_id: str) -> dict[str, str]:
-    return {"x-tributary-request-id": request_id, "x-request-id": request_id}
-
-
 async def _answer(
     gateway: Gateway,
     caller: Principal,
@@ -184,66 +143,63 @@ async def _answer(
     shape: Shape,
     claim: Claim | None,
 ) -> Response:
-    answer = await gateway.pipeline.open(caller.subject, question, key_id=caller.key_id, claim=claim)
-    deltas = answer.deltas()
-
-    def told() -> Told:
-        return Told(request_id=answer.request_id, said=answer.said, attribution=answer.attribution)
-
+    answer = await gateway.pipeline.open(caller.subject, question, key=caller, claim=claim)
     try:
-        first = await anext(deltas, None)  # before any byte is sent, so that an engine that fails gets its own status
         if not body.stream:
-            async for _ in deltas:
-                pass
-            return JSONResponse(whole(told(), shape), headers=_headers(answer.request_id))
+            await answer.finished()
+            return Response(whole(_told(answer), shape), media_type=JSON_TYPE, headers=_headers(answer))
+        pieces = answer.pieces()
+        first = await up_to_first_token(pieces)
     except BaseException:
         answer.abandon()
         raise
-    written = events(told, shape, _texts(first, deltas), include_usage=_wants_usage(body))
-    return EventStream(written, answer.abandon, _headers(answer.request_id))
+    events = _events(answer, shape, first, pieces, include_usage=_wants_usage(body))
+    return EventStream(events, answer.abandon, _headers(answer), gateway.settings.limits.stall_s)
 
 
-async def _texts(first: Delta | None, rest: AsyncIterator[Delta]) -> AsyncIterator[str]:
-    if first is not None:
-        yield first.text
-    async for delta in rest:
-        yield delta.text
+def _headers(answer: Answer) -> dict[str, str]:
+    return answer_headers(answer.request_id, answer.question.model.name)
 
 
-def _answer_again(replay: Replay, body: ChatRequest | CompletionRequest, shape: Shape) -> Response:
+async def _events(
+    answer: Answer, shape: Shape, first: list[Delta], rest: AsyncIterator[Sequence[Delta]], *, include_usage: bool
+) -> AsyncIterator[bytes]:
+    writer = StreamWriter(
+        shape,
+        request_id=answer.request_id,
+        model=answer.question.model.name,
+        created_s=answer.created_s,
+        n_choices=answer.question.n_choices,
+        include_usage=include_usage,
+    )
+    if ready := b"".join(map(writer.write, first)):
+        yield ready
+    try:
+        async for piece in rest:
+            if ready := b"".join(map(writer.write, piece)):
+                yield ready
+    except Exception as error:
+        yield writer.fail(error)
+    else:
+        yield writer.end(_told(answer))
+
+
+def _told(answer: Answer) -> Told:
+    return Told(request_id=answer.request_id, said=answer.said, attribution=answer.attribution)
+
+
+def _answer_again(gateway: Gateway, replay: Replay, body: ChatRequest | CompletionRequest, shape: Shape) -> Response:
     """The first answer once more, in the shape that the body asks for, which is the shape that it had."""
     told = Told(request_id=replay.request_id, said=Said.decode(replay.response), attribution=replay.attribution)
-    headers = _headers(replay.request_id) | _REPLAYED
+    headers = answer_headers(replay.request_id, told.said.model) | REPLAYED
     if not body.stream:
-        return JSONResponse(whole(told, shape), headers=headers)
+        return Response(whole(told, shape), media_type=JSON_TYPE, headers=headers)
 
-    async def texts() -> AsyncIterator[str]:
-        yield told.said.text
+    async def events() -> AsyncIterator[bytes]:
+        yield replayed(told, shape, include_usage=_wants_usage(body))
 
-    return EventStream(events(lambda: told, shape, texts(), include_usage=_wants_usage(body)), lambda: None, headers)
+    return EventStream(events(), lambda: None, headers, gateway.settings.limits.stall_s)
 
 
 def _wants_usage(body: ChatRequest | CompletionRequest) -> bool:
     return body.stream_options is not None and body.stream_options.include_usage is True
-
-
-async def _once(request: Request, gateway: Gateway, account: str, document: Any) -> Claim | Replay | None:
-    """What the request's Idempotency-Key stands for; None without one."""
-    keys = request.headers.getlist(_KEY_HEADER)
-    if not keys:
-        return None
-    if len(keys) > 1 or not _KEY.fullmatch(keys[0]):
-        raise BadRequestError(
-            "an Idempotency-Key is given once, and has 1 to 255 printable ASCII characters",
-            _KEY_HEADER,
-            "invalid_idempotency_key",
-        )
-    claim = Claim.of(account, keys[0], request.url.path, document)
-    try:
-        found = await gateway.transactions.read(lambda c: look_up(c, claim))
-    except ResponseExpiredError as error:
-        structlog.contextvars.bind_contextvars(request_id=error.request_id)
-        raise
-    if isinstance(found, Replay):
-        structlog.contextvars.bind_contextvars(request_id=found.request_id, replayed=True)
-    return found

@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from gateway.api.described import replies
 from gateway.state import GatewayState
 
 router = APIRouter(tags=["Operations"])
@@ -19,7 +20,7 @@ async def healthz() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/readyz")
+@router.get("/readyz", responses={503: {"description": "not yet, or no longer; `problems` says why"}})
 async def readyz(gateway: GatewayState) -> JSONResponse:
     """Whether requests can be served: the database answers and the engine is well; 503 names what is not."""
     problems = {}
@@ -34,7 +35,7 @@ async def readyz(gateway: GatewayState) -> JSONResponse:
     return JSONResponse({"status": "ready"})
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=Response, responses=replies(forms=(CONTENT_TYPE_LATEST,)))
 async def metrics(gateway: GatewayState) -> Response:
     """Prometheus exposition."""
     return Response(await asyncio.to_thread(gateway.metrics.render), media_type=CONTENT_TYPE_LATEST)

@@ -9,13 +9,18 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.api.contributors import readable
+from gateway.api.described import COMMITS, NEEDS_A_KEY, replies
 from gateway.errors import BadRequestError, NotFoundError
 from gateway.payout_addresses import NoChainError, PayoutAddresses
 from gateway.state import Gateway, GatewayState, KeyHolder
 from ledger_client import AddressError, SettlementError
 from metering import MeteringError, Transaction, payout_addresses
 
-router = APIRouter(prefix="/v1/contributors/{contributor}", tags=["Contributors"])
+router = APIRouter(
+    prefix="/v1/contributors/{contributor}",
+    tags=["Contributors"],
+    responses=replies(*NEEDS_A_KEY, *COMMITS, NotFoundError, statuses=(400,)),
+)
 
 
 class NewAddress(BaseModel):

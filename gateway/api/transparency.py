@@ -6,11 +6,13 @@ import sqlalchemy as sa
 from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse, Response
 
+from gateway.api.described import replies
 from gateway.errors import NotFoundError
 from gateway.published import PublishedLog
+from gateway.transactions import DatabaseUnavailableError
 from ledger_client import NotInLog, Tile, TileError
 
-router = APIRouter(prefix="/log", tags=["Transparency log"])
+router = APIRouter(prefix="/log", tags=["Transparency log"], responses=replies(DatabaseUnavailableError))
 
 _FOR_EVER = {"cache-control": "public, max-age=31536000, immutable"}
 
@@ -27,7 +29,9 @@ async def key(published: PublishedLog) -> PlainTextResponse:
     return PlainTextResponse(published.verifier_key + "\n")
 
 
-@router.get("/tile/{path:path}")
+@router.get(
+    "/tile/{path:path}", response_class=Response, responses=replies(NotFoundError, forms=("application/octet-stream",))
+)
 async def tile(path: str, published: PublishedLog) -> Response:
     """A tile of hashes or a bundle of entries. What is served once never changes."""
 

@@ -25,11 +25,12 @@ import typer
 from rich.markup import escape
 
 import gateway
-from gateway.app import make_embedder, make_engine
+from gateway.app import make_embedder
 from gateway.auth import create_key
+from gateway.cli.adapters import prove, pull, register
 from gateway.cli.asking import draw_attribution
 from gateway.cli.context import DEFAULT_CONFIG, Office, office, out, say
-from gateway.cli.material import ingest_paths, register_adapter
+from gateway.cli.material import ingest_paths
 from gateway.cli.server import DEFAULT_ORIGIN, prepare
 from gateway.identifiers import new_id
 from retrieval import Terms
@@ -135,20 +136,18 @@ def _ingest_corpora(o: Office, site: Site, manifest: dict[str, Any]) -> None:
 
 
 def _register_adapters(o: Office, site: Site, manifest: dict[str, Any]) -> None:
-    engine = make_engine(o.settings)
-    try:
-        for adapter in manifest["adapters"]:
-            added = register_adapter(
-                o,
-                engine,
-                name=adapter["name"],
-                path=site.examples / adapter["path"],
-                developer=adapter["developer"],
-                datasets=[(dataset["contributor"], dataset["weight"]) for dataset in adapter["datasets"]],
-            )
-            out.print(f"adapter {added.name} of {added.developer}, sha256 {added.digest[:16]}…")
-    finally:
-        asyncio.run(engine.close())
+    pulled = [pull(o.settings, str(site.examples / adapter["path"])) for adapter in manifest["adapters"]]
+    base_digest = asyncio.run(prove(o.settings, [each.files for each in pulled]))
+    for adapter, each in zip(manifest["adapters"], pulled, strict=True):
+        added = register(
+            o,
+            each,
+            base_digest=base_digest,
+            name=adapter["name"],
+            developer=adapter["developer"],
+            datasets=tuple((dataset["contributor"], dataset["weight"]) for dataset in adapter["datasets"]),
+        )
+        out.print(f"adapter {added.reference} of {added.developer}, sha256 {added.digest[:16]}…")
 
 
 def _make_keys(o: Office) -> dict[str, str]:

@@ -9,9 +9,11 @@ import sqlalchemy as sa
 import typer
 from rich.text import Text
 
+from gateway.adapter_sources import SourceError
 from gateway.answers import UnknownRequestError
 from gateway.auth import UnknownKeyError
 from gateway.cli import (
+    adapters,
     archiving,
     asking,
     checking,
@@ -77,6 +79,7 @@ EXPECTED = (
     asking.RefusedError,
     SettingsError,
     SettlementError,
+    SourceError,
     UnknownKeyError,
     UnknownRequestError,
     WeightsError,
@@ -93,6 +96,7 @@ app = typer.Typer(
 )
 app.command()(server.init)
 app.command()(server.serve)
+app.command("serve-worker", hidden=True)(server.serve_worker)
 app.command()(server.migrate)
 app.command()(demo)
 app.command("fsck")(checking.run_fsck)
@@ -109,7 +113,7 @@ app.add_typer(server.configuration, name="config")
 app.add_typer(people.contributors, name="contributor")
 app.add_typer(people.keys, name="key")
 app.add_typer(material.documents, name="document")
-app.add_typer(material.adapters, name="adapter")
+app.add_typer(adapters.adapters, name="adapter")
 app.add_typer(settling.payouts, name="payouts")
 app.add_typer(reading.attributions, name="attribution")
 app.add_typer(ledgers.ledgers, name="ledger")

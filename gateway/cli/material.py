@@ -1,10 +1,8 @@
-"""What answers are made of: documents and adapters, and whose they are."""
+"""Documents: what answers are grounded in, and whose they are."""
 
 from __future__ import annotations
 
-import asyncio
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -16,7 +14,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import retrieval
-from gateway.app import make_embedder, make_engine
+from gateway.app import make_embedder
 from gateway.cli.context import (
     DEFAULT_CONFIG,
     ConfigOption,
@@ -28,13 +26,11 @@ from gateway.cli.context import (
     print_json,
     print_rows,
 )
-from gateway.engines import AdapterFiles, Engine
-from gateway.registry import Adapter, RegistryError
+from gateway.registry import RegistryError
 from metering import Transaction
 from retrieval import Embedder, FileOutcome, PreparedDocument, Retriever, Terms
 
 documents = typer.Typer(no_args_is_help=True, help="Documents and their owners.")
-adapters = typer.Typer(no_args_is_help=True, help="LoRA adapters and their makers.")
 
 
 def ingest(
@@ -145,82 +141,3 @@ def withdraw_document(document: str, config: ConfigOption = DEFAULT_CONFIG, *, a
         print_json({"document": document, "changed": changed, "log_index": index})
     else:
         out.print(f"{document} {'withdrawn' if changed else 'was withdrawn before'}, log index {index}")
-
-
-@adapters.command("add")
-def add(
-    name: str,
-    path: Annotated[Path, typer.Argument(help="A folder as peft writes it.", exists=True, file_okay=False)],
-    *,
-    base: Annotated[str, typer.Option(help="The base model it was trained on.")],
-    developer: Annotated[str, typer.Option(help="The contributor who made it.")],
-    dataset: Annotated[
-        list[str] | None, typer.Option(metavar="ID=WEIGHT", help="A contributor of training data; may be repeated.")
-    ] = None,
-    config: ConfigOption = DEFAULT_CONFIG,
-    as_json: JsonOption = False,
-) -> None:
-    """Verify an adapter and register it: safetensors only, made for this base, and changing what the base says."""
-    datasets = [_dataset(text) for text in dataset or []]
-    with office(config) as o:
-        if base != o.settings.engine.name:
-            raise RegistryError(f"the engine's base model is {o.settings.engine.name!r}, not {base!r}")
-        AdapterFiles.read(path)  # before the engine takes its seconds to start
-        engine = make_engine(o.settings)
-        try:
-            added = register_adapter(o, engine, name=name, path=path, developer=developer, datasets=datasets)
-        finally:
-            asyncio.run(engine.close())
-    if as_json:
-        print_json(_fields(added))
-    else:
-        out.print(f"adapter {added.name}, sha256 {added.digest}, log index {added.log_index}")
-
-
-def register_adapter(
-    o: Office, engine: Engine, *, name: str, path: Path, developer: str, datasets: Sequence[tuple[str, int]]
-) -> Adapter:
-    """Have the engine try an adapter, then date it in the log. Raises AdapterRejected or RegistryError."""
-    files = AdapterFiles.read(path.resolve())
-    asyncio.run(engine.load(files))
-    with o.write() as transaction:
-        return o.registry.add_adapter(
-            transaction,
-            name=name,
-            digest=files.digest,
-            path=files.path,
-            base_model=engine.base_model,
-            base_digest=engine.base_digest,
-            developer=developer,
-            datasets=datasets,
-        )
-
-
-@adapters.command("list")
-def list_adapters(config: ConfigOption = DEFAULT_CONFIG, *, as_json: JsonOption = False) -> None:
-    """Every adapter on offer."""
-    with office(config) as o, o.database.read() as connection:
-        rows = [_fields(adapter) for adapter in o.registry.adapters(connection)]
-    print_rows(rows, ["name", "base_model", "developer", "digest", "log_index"], as_json=as_json)
-
-
-@adapters.command("remove")
-def remove(name: str, config: ConfigOption = DEFAULT_CONFIG) -> None:
-    """Stop offering an adapter. What it earned stays; a served model that names it must be changed first."""
-    with office(config) as o, o.write() as transaction:
-        users = [model.name for model in o.settings.models if model.adapter == name]
-        if users:
-            raise RegistryError(f"model {users[0]!r} uses adapter {name!r}; change the configuration first")
-        o.registry.remove_adapter(transaction.connection, name)
-    out.print(f"removed {name}")
-
-
-def _fields(adapter: Adapter) -> dict[str, Any]:
-    return vars(adapter) | {"path": str(adapter.path)}
-
-
-def _dataset(text: str) -> tuple[str, int]:
-    match = re.fullmatch(r"(.+)=([1-9][0-9]{0,8})", text)
-    if match is None:
-        raise typer.BadParameter(f"{text!r} is not of the form contributor=weight", param_hint="--dataset")
-    return match[1], int(match[2])

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway.auth import Principal, Role, create_key, find_key, list_keys, revoke_key
+from gateway.auth import Principal, Role, create_key, find_key, list_keys, revoke_key, share_key
 from gateway.cli.context import (
     DEFAULT_CONFIG,
     ConfigOption,
@@ -20,6 +20,7 @@ from gateway.cli.context import (
     say,
     usd,
 )
+from gateway.fairness import Priority
 from gateway.identifiers import new_id, now
 from metering import Budget, Draw, Transaction, balance, budgets, contributor_account, draws
 
@@ -129,8 +130,8 @@ def list_all(config: ConfigOption = DEFAULT_CONFIG, *, as_json: JsonOption = Fal
             rows.append(fields)
     if not as_json:
         rows = [row | {name: _told(row[name]) for name in ("limits", "account_limits")} for row in rows]
-    columns = ["id", "role", "name", "available_usd", "limits", "account_limits", "created_at", "revoked_at"]
-    print_rows(rows, columns, as_json=as_json)
+    columns = ["id", "role", "name", "available_usd", "limits", "account_limits", "priority"]
+    print_rows(rows, [*columns, "created_at", "revoked_at"], as_json=as_json)
 
 
 @keys.command("limit")
@@ -160,6 +161,31 @@ def limit(
         print_json(_shown(budget, None))
     else:
         say(f"{whose}: {_told(_shown(budget, None)) or 'no limits'}")
+
+
+@keys.command("share")
+def share(
+    key: Annotated[str, typer.Argument(help="Id or name of a caller's key.")],
+    priority: Annotated[Priority | None, typer.Option(help="Of two keys that wait, which gets more turns.")] = None,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="Its requests that are answered at once.")] = None,
+    config: ConfigOption = DEFAULT_CONFIG,
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Say how a caller's key shares the gateway with others. What is not named stays."""
+    given = {"priority": priority, "concurrency": concurrency}
+    shares = {name: value for name, value in given.items() if value is not None}
+    if not shares:
+        raise typer.BadParameter("give --priority or --concurrency")
+    with office(config) as o, o.write() as transaction:
+        found = _caller(transaction, key)
+        share_key(transaction.connection, found.key_id, **shares)
+        found = find_key(transaction.connection, found.key_id)
+    if as_json:
+        print_json({"id": found.key_id, "priority": found.priority, "concurrency": found.concurrency})
+    else:
+        most = "no limit of its own" if found.concurrency is None else f"at most {found.concurrency}"
+        say(f"{found.name}: priority {found.priority}, {most} at once")
 
 
 @keys.command("revoke")

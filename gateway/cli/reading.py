@@ -85,8 +85,8 @@ def statement(
 
 
 def _print_statement(found: Statement) -> None:
-    lines = [vars(line) for line in found.lines]
-    print_rows(lines, ["log_index", "time", "role", "kind", "item", "served_model", "amount_nano"], as_json=False)
+    columns = ["log_index", "time", "role", "kind", "item", "served_model", "amount_nano"]
+    print_rows([{name: getattr(line, name) for name in columns} for line in found.lines], columns, as_json=False)
     head = found.summary
     say(
         f"opening {head.opening_nano}  earned {head.earned_nano}  corrected {head.corrected_nano}  "

@@ -6,8 +6,9 @@ import asyncio
 import json
 import signal
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Annotated
@@ -20,9 +21,11 @@ from starlette.applications import Starlette
 
 from gateway.app import create_app
 from gateway.cli.context import DEFAULT_CONFIG, ConfigOption, JsonOption, out, print_json, say
+from gateway.cli.engine_server import override_engine, servers_running
+from gateway.cli.workers import Lifeline, run_workers, worker_settings
 from gateway.database import Database, DatabaseError
 from gateway.observe import configure_logging
-from gateway.settings import LogSection, load
+from gateway.settings import AUTO, EngineKind, LogSection, Settings, load
 from ledger_client import Log, Signer
 
 log = structlog.get_logger(__name__)
@@ -83,12 +86,47 @@ def serve(
     config: ConfigOption = DEFAULT_CONFIG,
     host: Annotated[str | None, typer.Option(help="Overrides [server] host.")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Overrides [server] port.")] = None,
+    engine: Annotated[EngineKind | None, typer.Option(help="Overrides [engine] kind.")] = None,
+    model: Annotated[str | None, typer.Option(help="Overrides [engine] model: a folder, or a name.")] = None,
 ) -> None:
-    """Run the gateway until it is told to stop; then finish and meter what is being answered."""
+    """Run the gateway until it is told to stop; then finish and meter what is being answered.
+
+    With vLLM as its engine and no servers to use, it starts one, and starts it again when it dies.
+    """
+    override_engine(kind=engine, model=str(Path(model).resolve()) if model and Path(model).is_dir() else model)
     settings = load(config)
     with bind(host or settings.server.host, settings.server.port if port is None else port) as listener:
         configure_logging()
-        asyncio.run(run(create_app(settings), listener))
+        drop_stalled(listener, settings.limits.stall_s)
+        asyncio.run(_serve(config, settings, listener))
+
+
+async def _serve(config: Path, settings: Settings, listener: socket.socket) -> None:
+    async with servers_running(settings):
+        settings = load(config)
+        if settings.server.workers == 1:
+            await run(create_app(settings), listener, read=partial(load, config))
+        else:
+            await run_workers(settings, config, listener)
+
+
+def serve_worker(
+    number: Annotated[int, typer.Argument(help="From 0.")],
+    listener: Annotated[int, typer.Argument(help="Descriptor of the listening socket.")],
+    lifeline: Annotated[int, typer.Argument(help="Descriptor of the line to the parent.")],
+    config: ConfigOption = DEFAULT_CONFIG,
+) -> None:
+    """Be one of the workers of `serve`, which starts them; not for people."""
+
+    def read() -> Settings:
+        return worker_settings(load(config), number)
+
+    settings = read()
+    configure_logging()
+    structlog.contextvars.bind_contextvars(worker=number + 1)
+    with socket.socket(fileno=listener) as shared:
+        app = create_app(settings, chores=number == 0)
+        asyncio.run(run(app, shared, Lifeline(lifeline), read))
 
 
 class _Server(uvicorn.Server):
@@ -102,19 +140,56 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def run(app: Starlette, listener: socket.socket) -> None:
-    """Open the app, serve until a signal, close it. What keeps it from opening is raised; uvicorn would log it."""
+async def run(
+    app: Starlette,
+    listener: socket.socket,
+    lifeline: Lifeline | None = None,
+    read: Callable[[], Settings] | None = None,
+) -> None:
+    """Open the app, serve until a signal, close it. What keeps it from opening is raised; uvicorn would log it.
+
+    lifeline: of a worker, whose parent listens already. read: of a gateway, its settings as they are by then, which it
+    takes up on SIGHUP.
+    """
     config = uvicorn.Config(
         app, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=SHUTDOWN_S
     )
     server = _Server(config)
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, server.handle_exit, number, None)
-    async with app.router.lifespan_context(app):
+    hung_up = asyncio.Event()
+    if read is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hung_up.set)
+    async with app.router.lifespan_context(app), _reloading(app, hung_up, read):
+        if lifeline is not None:
+            lifeline.serving(lambda: server.handle_exit(signal.SIGTERM, None))
+            await server.serve(sockets=[listener])
+            return
         listener.listen(config.backlog)
         host, port = listener.getsockname()[:2]
         log.info("listening", url=f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
         await server.serve(sockets=[listener])
+
+
+@asynccontextmanager
+async def _reloading(
+    app: Starlette, hung_up: asyncio.Event, read: Callable[[], Settings] | None
+) -> AsyncIterator[None]:
+    """Take the settings up whenever the event is set, as it may have been before. An unfinished one is given up."""
+
+    async def work() -> None:
+        while True:
+            await hung_up.wait()
+            hung_up.clear()
+            if read is not None:
+                await app.state.gateway.reloader.reload(read)
+
+    task = asyncio.create_task(work())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -133,6 +208,15 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
+def drop_stalled(listener: socket.socket, stall_s: float) -> None:
+    """Let the kernel end the listener's connections whose client takes nothing of what was sent for stall_s.
+
+    A connection that is closed with bytes still unsent would otherwise last for as long as its client likes.
+    """
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(stall_s * 1000))
+
+
 @configuration.command("check")
 def check(config: ConfigOption = DEFAULT_CONFIG, *, as_json: JsonOption = False) -> None:
     """Read the configuration as `serve` would, and say what it comes to."""
@@ -145,6 +229,11 @@ def check(config: ConfigOption = DEFAULT_CONFIG, *, as_json: JsonOption = False)
         corpora = f", corpora {', '.join(model.corpora)}" if model.corpora else ""
         price = f"{model.price.prompt}/{model.price.completion} USD a million tokens"
         say(f"{model.name}: {model.base}{adapter}{corpora}, policy {model.policy}, {price}")
+    for alias in settings.aliases:
+        say(f"{alias.name}: {', '.join(f'{target.model} × {target.weight}' for target in alias.targets)}")
+    if settings.routing.auto_fallback:
+        among = ", ".join(model.name for model in settings.models if model.auto) or "no model"
+        say(f"{AUTO}: among {among}, else {settings.routing.auto_fallback}")
     say(f"{config}: ok")
 
 

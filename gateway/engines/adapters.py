@@ -9,22 +9,32 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
+import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
 
 from gateway.engines.base import AdapterRejected
 
 MAX_RANK = 64
-MAX_ADAPTER_BYTES = 256 << 20
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+FILE_LIMITS_BYTES = {CONFIG_FILE: 64 << 10, WEIGHTS_FILE: 256 << 20}
 TARGET_MODULES = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
 
-_CONFIG = "adapter_config.json"
-_WEIGHTS = "adapter_model.safetensors"
-_MAX_CONFIG_BYTES = 64 << 10
 _MAX_HEADER_BYTES = 4 << 20
 _DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+# The bits that are all set in infinities and in what is no number, and in nothing else.
+_EXPONENTS: Mapping[str, np.unsignedinteger[Any]] = {
+    "F32": np.uint32(0x7F800000),
+    "F16": np.uint16(0x7C00),
+    "BF16": np.uint16(0x7F80),
+}
 _TENSOR = re.compile(r"base_model\.model\.(?P<module>[A-Za-z0-9_.]{1,200})\.lora_(?P<half>[AB])\.weight")
 _LAYER = re.compile(r"\.layers\.([0-9]{1,3})\.")
 
@@ -70,11 +80,11 @@ class AdapterFiles:
         return resident_name(self.digest)
 
     @classmethod
-    def read(cls, path: Path) -> AdapterFiles:
-        """Verify the adapter in a folder. Raises AdapterRejected with what to change."""
+    def read(cls, path: Path, *, max_rank: int = MAX_RANK) -> AdapterFiles:
+        """Verify the adapter in a folder. max_rank: of the engine. Raises AdapterRejected with what to change."""
         config_bytes, weights = _read_files(path)
         config = _parse_config(config_bytes)
-        rank = _rank(config)
+        rank = _rank(config, max_rank)
         target_modules = _target_modules(config)
         shapes = _parse_shapes(weights, rank)
         idle = [target for target in target_modules if not _targeted(shapes, [target])]
@@ -100,11 +110,8 @@ class AdapterFiles:
             raise AdapterRejected(f"the files in {self.path} changed after they were registered; register them again")
         return weights
 
-    def check_fits(self, *, base_model: str, base_shapes: Mapping[str, tuple[int, int]]) -> None:
-        """Raise AdapterRejected unless the adapter was made for this base.
-
-        base_shapes: (inputs, outputs) of every linear module of the base, as `linear_shapes` gives them.
-        """
+    def check_base(self, base_model: str) -> None:
+        """Raise AdapterRejected unless the maker's configuration names this base."""
         # peft records the base as its maker called it: a hub name, or the folder that it was loaded from.
         recorded = self.base_model.rstrip("/").rpartition("/")[2].lower()
         if recorded != base_model and not recorded.startswith(f"{base_model}-"):
@@ -112,6 +119,13 @@ class AdapterFiles:
                 f"the adapter was made for {self.base_model}, but the base model here is "
                 f"{base_model}; train it on this base"
             )
+
+    def check_fits(self, *, base_model: str, base_shapes: Mapping[str, tuple[int, int]]) -> None:
+        """Raise AdapterRejected unless the adapter was made for this base.
+
+        base_shapes: (inputs, outputs) of every linear module of the base, as `linear_shapes` gives them.
+        """
+        self.check_base(base_model)
         targeted = _targeted(base_shapes, self.target_modules)
         if missing := _in_layers(targeted, self.layers).symmetric_difference(self.shapes):
             raise AdapterRejected(
@@ -124,6 +138,18 @@ class AdapterFiles:
                     f"the adapter was made for another base: it takes {module} to have (inputs, outputs) {shape}, "
                     f"but {base_model} has {base_shapes[module]}"
                 )
+
+
+def open_plain(file: Path) -> BinaryIO:
+    """Open a file that is one, and lies where its name says. Raises AdapterRejected for a link, a pipe or a device."""
+    if file.is_symlink():
+        raise AdapterRejected(f"{file.name} is a link to elsewhere; put the file itself in its place")
+    # O_NONBLOCK, or a pipe that nobody writes to would be waited for; O_NOFOLLOW for a link made this very moment.
+    descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise AdapterRejected(f"{file.name} is no plain file")
+    return os.fdopen(descriptor, "rb")
 
 
 def linear_shapes(directory: Path) -> dict[str, tuple[int, int]]:
@@ -140,20 +166,25 @@ def linear_shapes(directory: Path) -> dict[str, tuple[int, int]]:
 
 
 def _read_files(path: Path) -> tuple[bytes, bytes]:
-    if not (path / _WEIGHTS).is_file():
-        if pickles := sorted(file.name for end in ("bin", "pt", "pth") for file in path.glob(f"*.{end}")):
+    try:
+        names = {file.name for file in path.iterdir()}
+    except OSError as error:
+        raise AdapterRejected(f"{path} cannot be read: {error.strerror}") from error
+    if WEIGHTS_FILE not in names:
+        if pickles := sorted(name for name in names if name.endswith((".bin", ".pt", ".pth"))):
             raise AdapterRejected(
-                f"{pickles[0]} is a pickle, which can run code when it is opened; convert it to {_WEIGHTS} "
+                f"{pickles[0]} is a pickle, which can run code when it is opened; convert it to {WEIGHTS_FILE} "
                 "(peft's save_pretrained writes that by default)"
             )
-        raise AdapterRejected(f"{path} holds no {_WEIGHTS}")
-    if not (path / _CONFIG).is_file():
-        raise AdapterRejected(f"{path} holds no {_CONFIG}")
-    return _read_bounded(path / _CONFIG, _MAX_CONFIG_BYTES), _read_bounded(path / _WEIGHTS, MAX_ADAPTER_BYTES)
+        raise AdapterRejected(f"{path} holds no {WEIGHTS_FILE}")
+    if CONFIG_FILE not in names:
+        raise AdapterRejected(f"{path} holds no {CONFIG_FILE}")
+    return _read_bounded(path / CONFIG_FILE), _read_bounded(path / WEIGHTS_FILE)
 
 
-def _read_bounded(file: Path, limit_bytes: int) -> bytes:
-    with file.open("rb") as opened:
+def _read_bounded(file: Path) -> bytes:
+    limit_bytes = FILE_LIMITS_BYTES[file.name]
+    with open_plain(file) as opened:
         content = opened.read(limit_bytes + 1)
     if len(content) > limit_bytes:
         raise AdapterRejected(f"{file.name} is larger than the {limit_bytes} bytes allowed")
@@ -180,7 +211,7 @@ def _parse_json(content: bytes, what: str) -> dict[str, object]:
 
 
 def _parse_config(content: bytes) -> dict[str, object]:
-    config = _parse_json(content, _CONFIG)
+    config = _parse_json(content, CONFIG_FILE)
     if config.get("peft_type") != "LORA":
         raise AdapterRejected(f"peft_type must be LORA, not {config.get('peft_type')!r}")
     if config.get("task_type") not in (None, "CAUSAL_LM"):
@@ -192,14 +223,14 @@ def _parse_config(content: bytes) -> dict[str, object]:
             f"init_lora_weights {config['init_lora_weights']!r} goes with a base model that it changed"
         )
     if unknown := sorted(field for field, value in config.items() if field not in _KNOWN_FIELDS and value):
-        raise AdapterRejected(f"{_CONFIG} uses {unknown[0]}, which is not supported; train a plain LoRA without it")
+        raise AdapterRejected(f"{CONFIG_FILE} uses {unknown[0]}, which is not supported; train a plain LoRA without it")
     return config
 
 
-def _rank(config: Mapping[str, object]) -> int:
+def _rank(config: Mapping[str, object], max_rank: int) -> int:
     rank = config.get("r")
-    if type(rank) is not int or not 1 <= rank <= MAX_RANK:
-        raise AdapterRejected(f"r must be a whole number from 1 to {MAX_RANK}, not {rank!r}")
+    if type(rank) is not int or not 1 <= rank <= max_rank:
+        raise AdapterRejected(f"r must be a whole number from 1 to {max_rank}, not {rank!r}")
     return rank
 
 
@@ -254,38 +285,52 @@ def _parse_shapes(weights: bytes, rank: int) -> dict[str, tuple[int, int]]:
     """Check a safetensors file to its last byte; return (inputs, outputs) of each adapted module."""
     header_bytes = int.from_bytes(weights[:8], "little")
     if len(weights) < 8 or header_bytes > min(_MAX_HEADER_BYTES, len(weights) - 8):
-        raise AdapterRejected(f"{_WEIGHTS} is not a safetensors file")
-    header = _parse_json(weights[8 : 8 + header_bytes], f"the header of {_WEIGHTS}")
+        raise AdapterRejected(f"{WEIGHTS_FILE} is not a safetensors file")
+    header = _parse_json(weights[8 : 8 + header_bytes], f"the header of {WEIGHTS_FILE}")
     header.pop("__metadata__", None)
+    data = memoryview(weights)[8 + header_bytes :]
     halves: dict[str, dict[str, int]] = {}
-    spans = []
-    for name, tensor in header.items():
+    tensors = []
+    for name, described in header.items():
         match = _TENSOR.fullmatch(name)
         if match is None:
-            raise AdapterRejected(f"{_WEIGHTS} holds {name[:200]!r}, which is not a LoRA weight")
-        (rows, columns), span = _parse_tensor(name, tensor)
-        spans.append(span)
-        inner, outer = (rows, columns) if match["half"] == "A" else (columns, rows)
+            raise AdapterRejected(f"{WEIGHTS_FILE} holds {name[:200]!r}, which is not a LoRA weight")
+        tensor = _parse_tensor(name, described)
+        tensors.append(tensor)
+        inner, outer = (tensor.rows, tensor.columns) if match["half"] == "A" else (tensor.columns, tensor.rows)
         if inner != rank:
-            raise AdapterRejected(f"{name} has rank {inner}, but r in {_CONFIG} is {rank}")
+            raise AdapterRejected(f"{name} has rank {inner}, but r in {CONFIG_FILE} is {rank}")
         halves.setdefault(match["module"], {})[match["half"]] = outer
     # Spans that neither overlap nor leave room hide no bytes between or behind the tensors.
     position = 0
-    for start, end in sorted(spans):
-        if start != position:
-            raise AdapterRejected(f"the tensors of {_WEIGHTS} overlap or leave gaps")
-        position = end
-    if position != len(weights) - 8 - header_bytes:
-        raise AdapterRejected(f"{_WEIGHTS} is cut short or has bytes after its last tensor")
+    for tensor in sorted(tensors, key=lambda tensor: tensor.start):
+        if tensor.start != position:
+            raise AdapterRejected(f"the tensors of {WEIGHTS_FILE} overlap or leave gaps")
+        position = tensor.end
+    if position != len(data):
+        raise AdapterRejected(f"{WEIGHTS_FILE} is cut short or has bytes after its last tensor")
+    for tensor in tensors:
+        _check_numbers(tensor, data)
     for module, outers in halves.items():
         if len(outers) != 2:
             raise AdapterRejected(f"{module} has only one half of its LoRA")
     return {module: (outers["A"], outers["B"]) for module, outers in halves.items()}
 
 
-def _parse_tensor(name: str, tensor: object) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Shape and span of one header entry whose size agrees with both."""
-    match tensor:
+class _Tensor(NamedTuple):
+    """What a header says of a matrix. start, end: its bytes, counted from the end of the header."""
+
+    name: str
+    dtype: str
+    rows: int
+    columns: int
+    start: int
+    end: int
+
+
+def _parse_tensor(name: str, described: object) -> _Tensor:
+    """One header entry whose size agrees with its shape."""
+    match described:
         case {"dtype": str(dtype), "shape": [int(rows), int(columns)], "data_offsets": [int(start), int(end)]} if (
             dtype in _DTYPE_BYTES
             and rows > 0
@@ -293,5 +338,13 @@ def _parse_tensor(name: str, tensor: object) -> tuple[tuple[int, int], tuple[int
             and start >= 0
             and end - start == rows * columns * _DTYPE_BYTES[dtype]
         ):
-            return (rows, columns), (start, end)
+            return _Tensor(name, dtype, rows, columns, start, end)
     raise AdapterRejected(f"{name} must be a matrix of F32, F16 or BF16 with offsets that agree with its shape")
+
+
+def _check_numbers(tensor: _Tensor, data: memoryview) -> None:
+    """Refuse infinities and what is no number: one of them would turn every answer of the adapter into noise."""
+    exponent = _EXPONENTS[tensor.dtype]
+    bits = np.frombuffer(data[tensor.start : tensor.end], exponent.dtype.newbyteorder("<"))
+    if ((bits & exponent) == exponent).any():
+        raise AdapterRejected(f"{tensor.name} holds an infinity, or what is no number")

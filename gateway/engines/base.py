@@ -1,14 +1,14 @@
-"""What the gateway asks of an engine: token ids in, token ids and log-probabilities out.
+"""What the gateway asks of an engine: conversations and token ids in, token ids and log-probabilities out.
 
-The protocol is narrow and shares no state, so that an engine may be a thread of this process or a server elsewhere.
-The gateway renders prompts through it, keeps the ids that were emitted, and later has those same ids scored.
+The protocol is narrow and shares no state, so that an engine may be a thread of this process, a server elsewhere, or a
+fleet of servers. An engine renders and says which ids it read and emitted; later those same ids are scored.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from gateway.grounding import Message
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from gateway.engines.adapters import AdapterFiles
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
 
 class EngineError(Exception):
@@ -38,6 +38,14 @@ class PromptTooLong(EngineError):  # noqa: N818
         super().__init__(
             f"the prompt has {tokens} tokens, and at most {limit_tokens} fit the model's context; shorten it"
         )
+
+
+class EngineRefused(EngineError):  # noqa: N818
+    """The caller's fault: the engine does not take what was asked. param: the field at fault, where it is known."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        self.param = param
+        super().__init__(message)
 
 
 class AdapterRejected(EngineError):  # noqa: N818
@@ -83,18 +91,52 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Delta:
-    """What one step of a generation added.
+class GenerationRequest:
+    """What an engine is asked to continue: a conversation that it renders, or a prompt as it stands; exactly one.
 
-    Over a whole generation the ids are the answer: what is billed, and what attribution scores. The token that ends
-    a turn is not among them, nor are tokens past a stop sequence; a token that a stop sequence begins inside is.
+    request_id: ours; an engine that names its work names it so. model: what the client is told that it speaks to.
+    prompt: text, control tokens included, or token ids. adapter: the resident name of a LoRA. tools: the functions
+    offered, as OpenAI writes them. options: further fields of OpenAI's that were checked, all among the engine's own
+    `options`. stream: the answer is wanted as events. priority: lower goes first, where the engine keeps a queue.
+    """
+
+    request_id: str
+    model: str
+    messages: tuple[Message, ...] | None = None
+    prompt: str | tuple[int, ...] | None = None
+    adapter: str | None = None
+    sampling: SamplingParams
+    tools: tuple[Mapping[str, Any], ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    stream: bool = False
+    priority: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.messages is None) == (self.prompt is None):
+            raise ValueError("a request is a conversation or a prompt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delta:
+    """What one step of a generation added to one of its choices.
+
+    Over a whole generation the ids are the answer: what is billed, and what attribution scores. Whether the token that
+    ends a turn is among them is the engine's to say; tokens past a stop sequence are not, where the engine hides them.
     Text and ids that may still turn out to belong to a stop sequence or to half a character are held back together.
-    finish_reason is None on every delta but the last.
+    finish_reason is None on every delta of a choice but its last. index: of the choice.
+
+    prompt_ids: what the engine read; on the first delta, and on no other. raw: the delta as the engine itself wrote it
+    in OpenAI's form, for an engine that does: whole server-sent events where a stream was asked for, else one object,
+    which comes with the last choice's delta. It says of ids, usage and attribution nothing; those are the gateway's to
+    add. text: what the ids say. It is empty where raw says it, because most answers are passed on without being read.
     """
 
     token_ids: tuple[int, ...]
-    text: str
+    text: str = ""
     finish_reason: FinishReason | None = None
+    index: int = 0
+    prompt_ids: tuple[int, ...] | None = None
+    raw: bytes | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,12 +149,16 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class Health:
-    """Whether the engine takes work, and how much it has: callers being answered, callers waiting, scorings open."""
+    """Whether the engine takes work, and how much it has: callers being answered, callers waiting, scorings open.
+
+    kv_used: part of the KV cache in use, from 0 to 1, where the engine tells.
+    """
 
     ready: bool
     generating: int
     waiting: int
     scoring: int
+    kv_used: float = 0.0
 
 
 class Engine(Protocol):
@@ -153,24 +199,26 @@ class Engine(Protocol):
         """Standard error of one scored answer's log-likelihood, from rounding alone."""
         ...
 
-    async def render(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a conversation, ending where the assistant's answer begins.
+    @property
+    def options(self) -> frozenset[str]:
+        """OpenAI's names of the request fields that it takes beyond SamplingParams, such as `tools` or `logprobs`."""
+        ...
 
-        What a message says stays text: control tokens spelt out in it lose their power.
-        """
+    async def render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
+        """Token ids of a conversation, ending where the assistant's answer begins."""
         ...
 
     async def tokenize(self, text: str) -> list[int]:
         """Token ids of a text as it stands, control tokens included."""
         ...
 
-    def generate(
-        self, prompt: Sequence[int], *, adapter: str | None, sampling: SamplingParams
-    ) -> AsyncGenerator[Delta, None]:
-        """Stream an answer; the last delta carries the finish reason.
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
+        """Stream an answer.
 
-        The answer is cut to what the context leaves, with finish reason `length`. Close the iterator to stop early
-        (`contextlib.aclosing`). Raises PromptTooLong or AdapterNotLoaded at the call, EngineUnavailable at any step.
+        The first delta carries the prompt's ids and may carry nothing else. Each choice's last carries its finish
+        reason, and after the last choice's the iterator ends. The answer is cut to what the context leaves, with finish
+        reason `length`. Close the iterator to stop early (`contextlib.aclosing`). Before the first delta it raises
+        PromptTooLong, AdapterNotLoaded or EngineRefused, and EngineUnavailable at any step.
         """
         ...
 

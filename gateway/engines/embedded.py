@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from gateway.engines.adapters import AdapterFiles, linear_shapes
-from gateway.engines.base import AdapterNotLoaded, Delta, EngineError, Health, PromptTooLong, SamplingParams, Scores
+from gateway.engines.base import (
+    AdapterNotLoaded,
+    Delta,
+    EngineError,
+    EngineRefused,
+    GenerationRequest,
+    Health,
+    PromptTooLong,
+    SamplingParams,
+    Scores,
+)
 from gateway.engines.generation import Generation
 from gateway.engines.language_model import Dtype, LanguageModel
 from gateway.engines.scheduler import LoadTask, Scheduler, ScoreTask, UnloadTask
@@ -30,6 +42,7 @@ class EmbeddedEngine:
     """One base model and its adapters in this process."""
 
     name = "embedded"
+    options: frozenset[str] = frozenset()
 
     def __init__(
         self,
@@ -84,23 +97,35 @@ class EmbeddedEngine:
             threads=threads,
         )
 
-    async def render(self, messages: Sequence[Message]) -> list[int]:
-        """See Engine.render."""
+    async def render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
+        """See Engine.render. What a message says stays text: control tokens spelt out in it lose their power."""
+        if tools:
+            raise EngineRefused("the embedded engine calls no tools", "tools")
         return await asyncio.to_thread(self._tokenizer.render, messages)
 
     async def tokenize(self, text: str) -> list[int]:
         """See Engine.tokenize."""
         return await asyncio.to_thread(self._tokenizer.encode, text)
 
-    def generate(
-        self, prompt: Sequence[int], *, adapter: str | None, sampling: SamplingParams
-    ) -> AsyncGenerator[Delta, None]:
-        """See Engine.generate. The work begins when the first delta is asked for."""
-        self._check(prompt, adapter)
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
+        """See Engine.generate. The token that ends a turn is not among an answer's."""
+        prompt: Sequence[int]
+        if request.messages is not None:
+            prompt = await self.render(request.messages, request.tools)
+        else:
+            prompt = await self.tokenize(request.prompt) if isinstance(request.prompt, str) else request.prompt or ()
+        try:
+            self._check(prompt, request.adapter)
+        except ValueError as error:
+            raise EngineRefused(str(error), "prompt") from None
         room = self.context_tokens - len(prompt)
         if room < 1:
             raise PromptTooLong(tokens=len(prompt), limit_tokens=self.context_tokens - 1)
-        return self._stream(prompt, adapter, replace(sampling, max_tokens=min(sampling.max_tokens, room)))
+        yield Delta(token_ids=(), text="", prompt_ids=tuple(prompt))
+        sampling = replace(request.sampling, max_tokens=min(request.sampling.max_tokens, room))
+        async with aclosing(self._stream(prompt, request.adapter, sampling)) as deltas:
+            async for delta in deltas:
+                yield delta
 
     async def _stream(
         self, prompt: Sequence[int], adapter: str | None, sampling: SamplingParams

@@ -37,6 +37,14 @@ def test_parts_sum_to_the_total_and_stay_within_one_unit_of_the_quota(total, giv
 
 
 @given(totals, weight_lists)
+def test_weights_are_proportions_however_they_are_written(total, given_weights):
+    parts = apportion(total, given_weights, keys(len(given_weights)))
+    exact = [Fraction(weight) for weight in given_weights]
+    assert parts == apportion(total, exact, keys(len(exact)))
+    assert parts == apportion(total, [weight / 7 for weight in exact], keys(len(exact)))
+
+
+@given(totals, weight_lists)
 def test_a_larger_weight_never_gets_less(total, given_weights):
     parts = apportion(total, given_weights, keys(len(given_weights)))
     ranked = sorted(zip([Fraction(weight) for weight in given_weights], parts, strict=True))

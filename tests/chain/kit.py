@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -19,13 +18,12 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
 
-import pytest
-from filelock import FileLock
-
 from ledger_client import leaf_hash
 from ledger_client.chain import ChainKey, Distributor, Epoch
 from ledger_client.ethereum import HTTPProvider, Web3, requests
 from ledger_client.settlement import PayoutTree
+from tests import npm
+from tests.npm import node
 
 CONTRACTS = Path("ledger_client/contracts").resolve()
 HERE = Path(__file__).parent
@@ -36,30 +34,7 @@ REQUIRED = "TRIBUTARY_TEST_CHAIN"  # set where a missing node or npm is a failur
 @cache
 def modules() -> Path:
     """The folder node_modules; without node or npm the test that asks is skipped."""
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        (pytest.fail if os.environ.get(REQUIRED) else pytest.skip)("node and npm are needed for this")
-    lock = CONTRACTS / "package-lock.json"
-    home = os.environ.get("XDG_CACHE_HOME")
-    digest = hashlib.sha256(lock.read_bytes()).hexdigest()[:16]
-    folder = (Path(home) if home else Path.home() / ".cache") / "tributary" / "contracts" / digest
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "lock"):
-        if not (folder / "installed").exists():
-            for name in ("package.json", "package-lock.json", ".npmrc"):
-                shutil.copy(CONTRACTS / name, folder)
-            # No package's own install script is run; none of these needs one.
-            command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--silent"]
-            subprocess.run(command, cwd=folder, check=True, timeout=300)
-            (folder / "installed").touch()
-    return folder / "node_modules"
-
-
-def node(script: Path, *arguments: str, stdin: str = "") -> str:
-    """Run a script of ours under node and return what it prints."""
-    command = ["node", str(script), *arguments]
-    ran = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=120, check=False)
-    assert ran.returncode == 0, ran.stderr
-    return ran.stdout
+    return npm.modules(CONTRACTS, cache="contracts", required=REQUIRED)
 
 
 def compiled(*sources: Path) -> str:

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from ledger_client.addresses import to_address
 from ledger_client.settlement import PayoutTree
+from tests.npm import node
 
-from .kit import HERE, modules, node
+from .kit import HERE, modules
 
 TREES = int(os.environ.get("TRIBUTARY_TREES", "60"))
 

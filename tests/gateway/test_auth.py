@@ -1,13 +1,16 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import sqlalchemy as sa
 
 from gateway.auth import (
+    KEPT_S,
     KeyRefusedError,
+    KeyRing,
     RoleRefusedError,
     UnknownKeyError,
     authenticate,
@@ -18,6 +21,8 @@ from gateway.auth import (
 )
 from gateway.database import Database
 from gateway.tables import api_key
+
+T = TypeVar("T")
 
 
 @pytest.fixture
@@ -83,3 +88,66 @@ def test_a_role_that_is_not_enough_is_named(connection: sa.Connection) -> None:
     principal.require("operator", "caller")
     with pytest.raises(RoleRefusedError, match="role contributor or operator; yours has role caller"):
         principal.require("contributor", "operator")
+
+
+class _Counted:
+    """Reads on one connection, counted, at a time that is set by hand."""
+
+    def __init__(self, connection: sa.Connection) -> None:
+        self.connection = connection
+        self.reads = 0
+        self.now_s = 100.0
+
+    async def read(self, query: Callable[[sa.Connection], T]) -> T:
+        self.reads += 1
+        return query(self.connection)
+
+    def ring(self, kept: int = 8) -> KeyRing:
+        return KeyRing(self, clock=lambda: self.now_s, kept=kept)
+
+
+async def test_a_key_is_looked_up_once_a_second(connection: sa.Connection) -> None:
+    made, reads = create_key(connection, role="caller", name="app"), _Counted(connection)
+    ring = reads.ring()
+    for _ in range(3):
+        assert await ring.principal(f"Bearer {made.secret}") == made.principal
+    assert reads.reads == 1
+    reads.now_s += KEPT_S
+    assert await ring.principal(f"bearer  {made.secret}") == made.principal
+    assert reads.reads == 2
+
+
+async def test_a_revoked_key_is_refused_within_a_second(connection: sa.Connection) -> None:
+    made, reads = create_key(connection, role="caller", name="app"), _Counted(connection)
+    ring = reads.ring()
+    await ring.principal(f"Bearer {made.secret}")
+    reads.now_s += 0.9
+    await ring.principal(f"Bearer {made.secret}")  # does not lengthen the time
+    revoke_key(connection, "app")
+    reads.now_s += 0.1
+    with pytest.raises(KeyRefusedError, match="was revoked"):
+        await ring.principal(f"Bearer {made.secret}")
+
+
+async def test_a_refusal_is_not_remembered(connection: sa.Connection) -> None:
+    reads = _Counted(connection)
+    ring = reads.ring()
+    for header in (None, "Basic abc", "Bearer "):
+        with pytest.raises(KeyRefusedError, match="no API key"):
+            await ring.principal(header)
+    assert reads.reads == 0
+    for _ in range(2):
+        with pytest.raises(KeyRefusedError, match="not known here"):
+            await ring.principal("Bearer trib-caller-nobody")
+    assert reads.reads == 2
+
+
+async def test_no_more_keys_are_remembered_than_are_to_be(connection: sa.Connection) -> None:
+    secrets = [create_key(connection, role="caller", name=f"app {n}").secret for n in range(3)]
+    reads = _Counted(connection)
+    ring = reads.ring(kept=2)
+    for secret in (*secrets, secrets[2], secrets[1]):
+        await ring.principal(f"Bearer {secret}")
+    assert reads.reads == 3
+    await ring.principal(f"Bearer {secrets[0]}")
+    assert reads.reads == 4

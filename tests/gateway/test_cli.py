@@ -317,7 +317,7 @@ def test_an_adapter_that_is_a_pickle_or_for_another_base_is_refused(run: Run, tm
     (folder / "adapter_config.json").write_text("{}")
     (folder / "adapter_model.bin").write_bytes(b"\x80\x04.")
     pickled = run("adapter", "add", "x", str(folder), "--base", "smollm2-135m-instruct", "--developer", "lab")
-    assert (pickled.code, "is a pickle" in pickled.err) == (1, True)
+    assert (pickled.code, "a pickle, which can run code" in pickled.err) == (1, True)
     other = run("adapter", "add", "x", str(folder), "--base", "llama-9", "--developer", "lab")
     assert (other.code, "the engine's base model is 'smollm2-135m-instruct'" in other.err) == (1, True)
     assert (run("adapter", "list", "--json").json, entries(run)) == ([], 1)
@@ -452,3 +452,11 @@ def test_serve_says_in_one_line_why_the_gateway_does_not_open(run: Run, tmp_path
     with serving(tmp_path) as server:
         assert server.communicate(timeout=60)[1] == f"error: there is no signing key at {tmp_path / 'log.key'}\n"
     assert server.returncode == 1
+
+
+def test_config_check_says_where_names_lead(run: Run, tmp_path: Path) -> None:
+    config = tmp_path / "tributary.toml"
+    names = '[[aliases]]\nname = "stable"\ntargets = [{ model = "smollm2", weight = 3 }]\n'
+    config.write_text(f'{config.read_text()}\n{names}\n[routing]\nauto_fallback = "smollm2"\n')
+    said = run("config", "check").out.splitlines()
+    assert {"stable: smollm2 × 3", "auto: among no model, else smollm2"} <= set(said)

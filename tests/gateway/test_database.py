@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import sqlite3
 import stat
 from contextlib import suppress
@@ -9,10 +10,12 @@ import pytest
 import sqlalchemy as sa
 
 from gateway import answers
+from gateway.claims import append
 from gateway.database import Database, DatabaseError
 from gateway.identifiers import new_id
 from gateway.registry import Registry, RegistryError
 from gateway.tables import ALL_METADATA
+from gateway.transactions import ledger_write
 from ledger_client import Log, Signer
 from metering import earnings, statement
 
@@ -187,3 +190,58 @@ def test_books_of_the_first_schema_are_summed_up_when_they_are_migrated(database
         assert earnings(connection, "ada", group_by="day").groups == {"2025-01-31": 100, "2025-02-01": 7}
         assert earnings(connection, "ada", group_by="model").groups == {"chat": 107}
         assert statement(connection, "ada", "2025-02").summary.opening_nano == 100
+
+
+def test_adapters_of_the_second_schema_get_their_versions_from_the_log(database: Database) -> None:
+    database.migrate("0002")
+    ledger = Log(Signer.generate("example.com/log"))
+    claimed = {
+        "base_model": "base",
+        "base_digest": "b" * 64,
+        "developer": "lab",
+        "datasets": [{"contributor": "ada", "weight": 3}],
+    }
+    with ledger_write(database, ledger) as transaction:
+        for name, number in (("qa", 0), ("qa", 1), ("gone", 0)):
+            data = claimed | {"adapter": name, "digest": f"d{number}"}
+            append(transaction, f"adapter:{name}", "adapter.registered", data, number=number)
+        columns = [
+            "name",
+            "digest",
+            "path",
+            "base_model",
+            "developer",
+            "datasets",
+            "log_index",
+            "created_at",
+            "removed_at",
+        ]
+        rows = [
+            ("qa", "d1", "/qa", "base", "lab", json.dumps([["ada", 3]]), 1, "2025-02-01T00:00:00.000Z", None),
+            (
+                "gone",
+                "d0",
+                "/gone",
+                "base",
+                "lab",
+                json.dumps([["ada", 3]]),
+                2,
+                "2025-02-02T00:00:00.000Z",
+                "2025-02-03T00:00:00.000Z",
+            ),
+        ]
+        before = sa.table("adapter", *map(sa.column, columns))
+        transaction.connection.execute(sa.insert(before), [dict(zip(columns, row, strict=True)) for row in rows])
+    database.migrate()
+    adapters = Registry(ledger).adapters
+    with database.read() as connection:
+        gone, replaced, newest = adapters.all(connection)
+        assert adapters.offered(connection) == [newest] == [adapters.find(connection, "qa")]
+        for adapter in (gone, replaced, newest):
+            claim = adapters.claim_at(connection, adapter.log_index)
+            assert claim.data() == adapter.data()
+    assert (newest.version, newest.source, newest.datasets, newest.removed_at) == (2, "/qa", (("ada", 3),), None)
+    assert (newest.proven_at, newest.created_at) == ("2025-02-01T00:00:00.000Z",) * 2
+    assert (replaced.version, replaced.digest, replaced.source) == (1, "d0", "")
+    assert replaced.removed_at == newest.created_at
+    assert (gone.version, gone.removed_at) == (1, "2025-02-03T00:00:00.000Z")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from gateway import answers, pipeline
 from gateway.cli.context import office
 from gateway.database import DatabaseError
 from gateway.engines import EngineUnavailable, PromptTooLong, SamplingParams
+from gateway.grounding import Message
 from gateway.identifiers import new_id
 from gateway.settings import load
 from metering import CommitError, Expected, InsufficientCredit, Transaction
@@ -38,6 +39,24 @@ async def test_the_last_byte_goes_only_when_the_usage_is_in_the_log(site: Site) 
     assert usage[0]["completion_tokens"] == len(text)
     assert int(usage[0]["charge_nano"]) == len(answer.prompt_ids) + 1000 * len(text)
     site.check()
+
+
+async def test_an_answer_that_nobody_else_took_part_in_is_split_as_it_is_charged(site: Site) -> None:
+    async with site.open() as gateway:
+        answer = await gateway.pipeline.open(site.caller, site.question(gateway))
+        [delta async for delta in answer.deltas()]
+        metered = site.entries("usage.recorded"), site.entries("answer.attributed")
+    shown = answer.attribution
+    assert (shown["status"], shown["players"]) == ("not_applicable", [])
+    assert [entry["request_id"] for entries in metered for entry in entries] == 2 * [answer.request_id]
+    assert metered[1][0]["usage_index"] == shown["log_index"] - 1
+    assert [(line["account"], int(line["amount_nano"])) for line in shown["split"]] == [
+        (line["account"], int(line["amount_nano"])) for line in metered[1][0]["split"]
+    ]
+    (kept,) = site.sql("SELECT status, inputs, record_index, attempts, attribution FROM answer")
+    assert kept[:4] == ("not_applicable", None, shown["log_index"], 0)
+    assert orjson.loads(kept[4]) == shown
+    assert site.check()["suspense"] == 0
 
 
 async def test_an_engine_that_fails_midway_is_paid_for_what_it_said(site: Site) -> None:
@@ -211,11 +230,11 @@ async def test_an_attribution_whose_reply_was_lost_is_found_and_not_failed(
 async def test_a_text_that_the_embedder_would_not_see_whole_is_refused_unpaid(site: Site) -> None:
     site.embedder.max_tokens = 3
     async with site.open() as gateway:
-        model = gateway.catalogue.find("plain")
-        embedded = await gateway.embeddings.embed(site.caller, model, ["one two three"])
+        one, another = [gateway.router.names.resolve("vectors", "embedding", new_id("req")) for _ in range(2)]
+        embedded = await gateway.embeddings.embed(site.caller, one, ["one two three"])
         assert embedded.usage.prompt_tokens == 3
         with pytest.raises(PromptTooLong, match="4 tokens"):
-            await gateway.embeddings.embed(site.caller, model, ["one", "one two three four"])
+            await gateway.embeddings.embed(site.caller, another, ["one", "one two three four"])
     assert len(site.entries("usage.recorded")) == 1
     assert site.check()["suspense"] == 0
 
@@ -278,6 +297,26 @@ async def test_a_scorer_that_returns_nonsense_fails_the_job_and_leaves_the_money
         row = await gateway.transactions.read(lambda c: answers.find(c, answer.request_id))
     assert (row.status, row.inputs) == ("attributed", None)
     assert site.check()["suspense"] == 0
+
+
+async def test_an_engine_that_renders_otherwise_by_now_attributes_nothing(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "RETRY_S", 0)
+    site.engine.delay_s = 0.01
+    async with site.open() as gateway:
+        answer = await gateway.pipeline.open(site.caller, site.question(gateway, "guide"))
+        render = site.engine.render
+
+        async def with_another_template(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[int]:
+            return [*await render(messages, tools), 10]
+
+        monkeypatch.setattr(site.engine, "render", with_another_template)
+        assert [delta async for delta in answer.deltas()]
+        await until(lambda: site.sql("select status from answer") == [("failed",)])
+        row = await gateway.transactions.read(lambda c: answers.find(c, answer.request_id))
+    assert "does not render the conversation as it was" in orjson.loads(row.attribution)["reason"]
+    assert site.check()["suspense"] == int(answer.attribution["charge_nano"])
 
 
 async def test_a_job_that_a_stop_interrupted_is_done_by_the_next_start(site: Site) -> None:

@@ -9,6 +9,17 @@ from gateway.settings import Settings, SettingsError, load
 from ledger_client import WitnessSigner
 
 TEMPLATE = Path("gateway/tributary.toml")
+ALIAS = """
+[[models]]
+name = 'a'
+[[models]]
+name = 'e'
+kind = 'embedding'
+base = 'all-minilm-l6-v2'
+[[aliases]]
+name = 'b'
+targets = [%s]
+"""
 WITNESS = """
 [[witnesses]]
 name = 'w1'
@@ -31,8 +42,8 @@ def test_the_committed_configurations_load(path: Path) -> None:
 
 
 def test_the_template_states_the_defaults() -> None:
-    stated = load(TEMPLATE).model_dump(exclude={"models", "database", "log", "retrieval"})
-    assert stated == Settings().model_dump(exclude={"models", "database", "log", "retrieval"})
+    own = {"models": True, "database": True, "log": True, "retrieval": True, "adapters": {"directory"}}
+    assert load(TEMPLATE).model_dump(exclude=own) == Settings().model_dump(exclude=own)
 
 
 @pytest.mark.parametrize(
@@ -50,6 +61,10 @@ def test_the_template_states_the_defaults() -> None:
         ("[[models]]\nname = 'a'\nprice = { prompt = '0.0001' }\n", "models.0.price.prompt"),
         ("[[models]]\nname = 'a'\nprice = { prompt = 0.1 }\n", "models.0.price.prompt"),
         ("[[policies]]\nname = 'default'\nfixed = { platform = 600000, base = 500000 }\n", "policies.0"),
+        ("[[models]]\nname = 'a'\nadapter = 'qa@0'\n", "models.0.adapter"),
+        ("[[models]]\nname = 'a'\nadapter = 'qa@'\n", "models.0.adapter"),
+        ("[adapters]\nsources = ['web']\n", "adapters.sources.0"),
+        ("[adapters]\nmax_rank = 0\n", "adapters.max_rank"),
         ("[attribution]\nestimator = 'guess'\n", "attribution.estimator"),
         ("[[models]]\nname = 'x Bad! name'\n", "models.0.name"),
         ("[[models]]\nname = 'a\\n'\n".replace("'", '"'), "models.0.name"),
@@ -79,6 +94,27 @@ def test_the_template_states_the_defaults() -> None:
             "model 'a' has base 'other'; a model of kind chat runs on [engine]",
         ),
         ("[engine]\nname = 'other'\n[[models]]\nname = 'a'\n", "runs on [engine] name, 'other'"),
+        (ALIAS % "", "aliases.0.targets"),
+        (ALIAS % "{ model = 'none' }", "alias 'b' leads to 'none', which no [[models]] defines"),
+        (ALIAS % "{ model = 'b' }", "alias 'b' leads to 'b', and an alias leads to models"),
+        (ALIAS % "{ model = 'auto' }", "alias 'b' leads to 'auto', and an alias leads to models"),
+        (ALIAS % "{ model = 'a' }, { model = 'e' }", "alias 'b' leads to models of different kinds"),
+        (ALIAS % "{ model = 'a' }, { model = 'a' }", "aliases.0: targets has 'a' twice"),
+        (ALIAS % "{ model = 'a', weight = 0 }", "aliases.0: a weight must be above 0"),
+        (ALIAS % "{ model = 'a', weight = -1 }", "aliases.0.targets.0.weight"),
+        (ALIAS % "{ model = 'a', weight = 0.5 }", "aliases.0.targets.0.weight"),
+        ((ALIAS % "{ model = 'a' }").replace("'b'", "'a'"), "'a' is in [[aliases]] and in [[models]]"),
+        ((ALIAS % "{ model = 'a' }").replace("'b'", "'auto'"), "'auto' means that the gateway chooses"),
+        ("[[models]]\nname = 'auto'\n", "'auto' means that the gateway chooses"),
+        ("[[models]]\nname = 'a'\nauto = true\n", "models.0: auto needs a description or examples"),
+        ("[[models]]\nname = 'a'\nauto = true\ndescription = 'x'\n", "routing.auto_fallback names no model"),
+        (
+            "[[models]]\nname = 'e'\nauto = true\nkind = 'embedding'\n",
+            "models.0: auto chooses among models",
+        ),
+        (ALIAS % "{ model = 'a' }" + "[routing]\nauto_fallback = 'b'\n", "routing.auto_fallback is 'b', which no"),
+        (ALIAS % "{ model = 'a' }" + "[routing]\nauto_fallback = 'e'\n", "routing.auto_fallback is 'e', which no"),
+        ("[routing]\nauto_threshold = 1.1\n", "routing.auto_threshold"),
         ("[[models]]\nname = 'e'\nkind = 'embedding'\n", "model 'e' has base 'smollm2-135m-instruct'; a model of kind"),
     ],
 )
@@ -118,7 +154,7 @@ def test_relative_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     assert settings.retrieval.index_file == tmp_path / "passages.faiss"
     assert settings.engine.model is None
     settings = load(write(tmp_path, "[engine]\nmodel = 'weights'\n[database]\nurl = 'sqlite+pysqlite:///books/t.db'\n"))
-    assert settings.engine.model == tmp_path / "weights"
+    assert settings.engine.model == str(tmp_path / "weights")
     assert settings.database.url == f"sqlite+pysqlite:///{tmp_path / 'books/t.db'}"
 
 

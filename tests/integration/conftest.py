@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
@@ -62,7 +62,15 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> tuple[Site, dict[str, str]
 
 @pytest.fixture(scope="session")
 def gateway(site: tuple[Site, dict[str, str]]) -> Iterator[Running]:
-    where, keys = site
+    with serving(*site) as running:
+        yield running
+
+
+@contextmanager
+def serving(
+    where: Site, keys: dict[str, str], *options: str, environment: Mapping[str, str] | None = None
+) -> Iterator[Running]:
+    """A gateway on the demo's folder. options: of `tributary serve`. environment: on top of the suite's own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -70,11 +78,11 @@ def gateway(site: tuple[Site, dict[str, str]]) -> Iterator[Running]:
     log_file = where.folder / "gateway.log"
     with log_file.open("wb") as log:
         server = subprocess.Popen(
-            [sys.executable, "-m", "gateway.cli", "serve", "--port", str(port)],
+            [sys.executable, "-m", "gateway.cli", "serve", "--port", str(port), *options],
             cwd=where.folder,
             stdout=log,
             stderr=log,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
         )
     try:
         deadline_s = time.monotonic() + START_S

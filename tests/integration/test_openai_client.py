@@ -111,7 +111,7 @@ def test_embeddings(gateway: Running) -> None:
 
 def test_models(gateway: Running) -> None:
     client = gateway.client()
-    assert [model.id for model in client.models.list()] == ["guide", "telegram", "smollm2", "minilm"]
+    assert [model.id for model in client.models.list()] == ["guide", "telegram", "smollm2", "minilm", "auto"]
     assert client.models.retrieve("guide").model_extra["adapter"] == "grounded-qa"
 
 
@@ -166,7 +166,7 @@ GOOD = {"model": "guide", "messages": [{"role": "user", "content": "x"}]}
         (GOOD | {"stop": ["a", "b", "c", "d", "e"]}, "stop", "at most 4"),
         (GOOD | {"stop": "x" * 201}, "stop", "at most 200"),
         (GOOD | {"messages": [IMAGE]}, "messages.0.content.0.type", "text"),
-        (GOOD | {"stream_options": {"include_usage": True}}, None, "needs stream"),
+        (GOOD | {"stream_options": {"include_usage": True}}, "stream_options", "needs stream"),
     ],
 )
 def test_a_bad_body_names_what_to_change(

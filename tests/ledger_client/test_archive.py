@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -11,7 +10,6 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from moto.server import ThreadedMotoServer
 from sqlalchemy import Connection, Engine, StaticPool, create_engine, select
 
 from ledger_client import (
@@ -37,6 +35,7 @@ from ledger_client import (
 )
 from ledger_client.tables import log_checkpoint, log_entry, log_hash, log_head
 
+from .. import object_stores  # noqa: TID252  the tests are no package of their own
 from ..databases import NewDatabase, engine_of, opened  # noqa: TID252  the tests are no package of their own
 from .facts import attributed, granted, priced, registered, ruled, used
 
@@ -380,22 +379,8 @@ def test_an_archive_is_read_over_http(served: str, copied: Path, verifier: Verif
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A bucket in an S3-compatible store on loopback."""
-    boto3 = pytest.importorskip("boto3")
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    bucket = f"logs-{secrets.token_hex(8)}"  # servers of one process share what they keep
-    boto3.client("s3").create_bucket(Bucket=bucket)
-    yield f"s3://{bucket}/our/log"
-    server.stop()
+    with object_stores.bucket(monkeypatch) as name:
+        yield f"s3://{name}/our/log"
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")

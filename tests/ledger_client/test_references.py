@@ -62,6 +62,15 @@ def rated(**changes: Any) -> Entry:
     return fact("feedback.recorded", "req_0:0", data | changes)
 
 
+def versioned(version: JSON = 2, digest: str = "d2", name: str = "concise", **changes: JSON) -> Entry:
+    data = {"adapter": name, "developer": "dev", "version": version, "digest": digest}
+    return fact("adapter.registered", f"{name}@{version}:{digest}", data | changes)
+
+
+def descends(index: JSON, version: JSON, digest: JSON, adapter: JSON = "concise") -> dict[str, Any]:
+    return {"parents": [{"adapter": adapter, "version": version, "digest": digest, "log_index": index}]}
+
+
 BASE = [priced(), ruled(), adapted(), documented(), granted("caller:ann", 9000), used(0, price_index=0), answered()]
 
 
@@ -115,6 +124,40 @@ def test_an_attribution_names_what_it_relies_on(changes: dict[str, Any]) -> None
 @pytest.mark.parametrize("index", [3, 6, 7, "2", False])
 def test_an_attribution_names_its_adapter(index: JSON) -> None:
     assert set(check([*BASE[:6], answered(adapter_index=index)])) == {("I8", 6)}
+
+
+def test_versions_follow_one_another_and_descend_from_earlier_ones() -> None:
+    """The first entry of an adapter here is of the kind that says no version."""
+    child = versioned(1, "d3", "brief", **descends(7, 2, "d2"))
+    assert (
+        check([*BASE, versioned(**descends(2, 1, None)), child, versioned(3, "d4", **descends(8, 1, "d3", "brief"))])
+        == []
+    )
+
+
+@pytest.mark.parametrize("version", [1, 3, 0, "2", 2.5, True, None])
+def test_a_version_that_does_not_follow_is_found(version: JSON) -> None:
+    assert check([*BASE, versioned(version)]) == [("I8", 7)]
+
+
+@pytest.mark.parametrize(
+    "parents",
+    [
+        descends(7, 2, "d2"),  # itself
+        descends(8, 3, "d3"),  # what comes after it
+        descends(2, 1, "d1"),
+        descends(2, 2, None),
+        descends(2, 1, None, "brief"),
+        descends(3, 1, None),
+        descends("2", 1, None),
+        descends(None, None, None, None),
+        {"parents": ["concise@1"]},
+        {"parents": "concise@1"},
+        {"parents": None},
+    ],
+)
+def test_a_parent_is_registered_before_its_child_as_it_is_named(parents: dict[str, Any]) -> None:
+    assert check([*BASE, versioned(**parents), versioned(3, "d3")]) == [("I8", 7)]
 
 
 @pytest.mark.parametrize(

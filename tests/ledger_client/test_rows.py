@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import BigInteger, Column, Engine, LargeBinary, MetaData, String, Table, select
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import BigInteger, Column, Engine, LargeBinary, MetaData, String, Table, bindparam, select, update
+from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 
 from gateway.database import Database
-from ledger_client import Rows
+from ledger_client import Prepared, Rows
 
 from ..databases import engine_of  # noqa: TID252  the tests are no package of their own
 
@@ -90,3 +90,35 @@ def test_a_row_of_another_width_is_refused(engine: Engine) -> None:
     with pytest.raises(Exception, match=r"argument|binding"):
         store(engine, Rows(SUM), [("a", 10)])
     assert stored(engine, SUM) == []
+
+
+def test_a_prepared_statement_takes_its_parameters_by_name(engine: Engine) -> None:
+    chosen = (PLACE.c.part == bindparam("least")) & (PLACE.c.key == bindparam("key"))
+    query = Prepared(select(PLACE.c.raw, PLACE.c.amount).where(chosen, PLACE.c.amount > 3))
+    with engine.begin() as connection:
+        Rows(PLACE).store(connection, [("a", 1, 10, b"x"), ("a", 2, 3, b"y"), ("b", 1, 9, None)])
+        assert [tuple(row) for row in query.all(connection, key="a", least=1)] == [(b"x", 10)]
+        assert query.scalar(connection, key="a", least=1) == b"x"
+        assert len(query.all(connection, key="a", least=2)) == 0
+        assert query.scalar(connection, key="a", least=2) is None
+
+
+def test_a_prepared_statement_may_change_rows(engine: Engine) -> None:
+    changed = Prepared(update(PLACE).where(PLACE.c.key == bindparam("k")).values(amount=bindparam("n")))
+    with engine.begin() as connection:
+        Rows(PLACE).store(connection, [("a", 1, 10, None), ("b", 1, 9, None)])
+        assert len(changed.all(connection, k="a", n=None)) == 0
+    assert stored(engine, PLACE) == [("a", 1, None, None), ("b", 1, 9, None)]
+
+
+def test_what_is_prepared_is_part_of_the_transaction(engine: Engine) -> None:
+    with engine.connect() as connection:
+        Rows(PLACE).store(connection, [("a", 1, 10, None)])
+        assert connection.in_transaction()
+    assert stored(engine, PLACE) == []
+
+
+def test_what_a_driver_raises_is_told_as_sqlalchemy_tells_it(engine: Engine) -> None:
+    with engine.connect() as connection, pytest.raises((OperationalError, ProgrammingError)) as raised:
+        Prepared(select(Table("nowhere", MetaData(), Column("secret", String)))).all(connection)
+    assert raised.value.orig is not None

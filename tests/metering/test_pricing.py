@@ -48,6 +48,15 @@ def test_no_split_of_the_context_costs_more_than_the_maximum(read: int, emitted:
     assert charge_nano <= price.maximum_nano(read + emitted)
 
 
+@given(TOKENS, st.lists(TOKENS, min_size=1, max_size=8), st.integers(0, 10**7), NANO, NANO)
+def test_no_choices_of_one_prompt_cost_more_than_the_maximum(
+    read: int, emitted: list[int], spare: int, prompt: int, answer: int
+) -> None:
+    price = Price(prompt_nano_per_token=prompt, completion_nano_per_token=answer)
+    charge_nano = price.charge_nano(Usage(prompt_tokens=read, completion_tokens=sum(emitted)))
+    assert charge_nano <= price.maximum_nano(read + max(emitted) + spare, max(emitted), len(emitted))
+
+
 @pytest.mark.parametrize("tokens", [-1, 1.0, True, "1"])
 def test_token_counts_are_whole_numbers(tokens: object) -> None:
     with pytest.raises(MeteringError, match="prompt_tokens"):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gateway.engines import AdapterFiles, Engine, SamplingParams, linear_shapes
+from gateway.engines import AdapterFiles, Delta, Engine, GenerationRequest, SamplingParams, linear_shapes
 
 from .adapter_kit import tensors, write
 
@@ -25,8 +25,20 @@ def greedy(max_tokens: int, *, stop: tuple[str, ...] = ()) -> SamplingParams:
     return SamplingParams(max_tokens=max_tokens, temperature=0, stop=stop)
 
 
+async def generate(
+    engine: Engine, prompt: Sequence[int], sampling: SamplingParams, adapter: str | None = None
+) -> AsyncGenerator[Delta, None]:
+    """What follows on the first delta, which says what was read."""
+    asked = GenerationRequest(request_id="r", model="m", prompt=tuple(prompt), adapter=adapter, sampling=sampling)
+    async with aclosing(engine.generate(asked)) as deltas:
+        first = await anext(deltas)
+        assert first == Delta(token_ids=(), text="", prompt_ids=tuple(prompt))
+        async for delta in deltas:
+            yield delta
+
+
 async def answer(engine: Engine, prompt: Sequence[int], sampling: SamplingParams, adapter: str | None = None) -> Answer:
-    deltas = [delta async for delta in engine.generate(prompt, adapter=adapter, sampling=sampling)]
+    deltas = [delta async for delta in generate(engine, prompt, sampling, adapter)]
     assert all(delta.finish_reason is None for delta in deltas[:-1])
     ids = [token_id for delta in deltas for token_id in delta.token_ids]
     return ids, "".join(delta.text for delta in deltas), deltas[-1].finish_reason

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -137,6 +138,8 @@ def _replace(part: str, value: np.ndarray) -> Callable[[dict[str, np.ndarray]], 
         (_replace("lora_A", np.zeros((8, 16), np.int32)), "must be a matrix of F32"),
         (_replace("lora_A", np.zeros((8, 4, 4), np.float32)), "must be a matrix of F32"),
         (_replace("lora_A", np.zeros((8, 0), np.float32)), "must be a matrix of F32"),
+        (_replace("lora_A", np.full((8, 16), np.nan, np.float32)), "no number"),
+        (_replace("lora_A", np.full((8, 16), -np.inf, np.float16)), "holds an infinity"),
     ],
 )
 def test_weights_that_are_not_whole_loras_are_refused(
@@ -182,9 +185,32 @@ def test_tensors_that_share_bytes_are_refused(tmp_path: Path) -> None:
 
 def test_files_beyond_the_size_limit_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, tensors(SHAPES))
-    monkeypatch.setattr(adapters, "MAX_ADAPTER_BYTES", 100)
+    monkeypatch.setitem(adapters.FILE_LIMITS_BYTES, "adapter_model.safetensors", 100)
     with pytest.raises(AdapterRejected, match="larger than the 100 bytes"):
         AdapterFiles.read(tmp_path)
+
+
+def test_a_rank_over_the_limit_of_the_engine_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, tensors(SHAPES))
+    assert AdapterFiles.read(tmp_path, max_rank=RANK).rank == RANK
+    with pytest.raises(AdapterRejected, match="from 1 to 4, not 8"):
+        AdapterFiles.read(tmp_path, max_rank=4)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_only_plain_files_are_opened(tmp_path: Path, name: str) -> None:
+    """A link would be followed out of the folder, and a pipe waited for."""
+    write(tmp_path / "elsewhere", tensors(SHAPES))
+    for make, reason in (
+        (lambda file: file.symlink_to(tmp_path / "elsewhere" / name), "is a link"),
+        (os.mkfifo, "no plain file"),
+        (Path.mkdir, "no plain file"),
+    ):
+        folder = write(tmp_path / reason / make.__name__, tensors(SHAPES))
+        (folder / name).unlink()
+        make(folder / name)
+        with pytest.raises(AdapterRejected, match=reason):
+            AdapterFiles.read(folder)
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:

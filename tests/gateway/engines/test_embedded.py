@@ -16,7 +16,7 @@ from gateway.engines.weights import model_digest
 from gateway.grounding import Message, Source, ground
 
 from .adapter_kit import tensors, write
-from .engine_kit import Answer, answer, greedy, loaded, naive_logprobs, random_adapter
+from .engine_kit import Answer, answer, generate, greedy, loaded, naive_logprobs, random_adapter
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -86,7 +86,7 @@ async def test_an_answer_ends_at_max_tokens_and_at_the_end_of_the_context(engine
     ids, _, reason = await answer(engine, prompt, greedy(3))
     assert (len(ids), reason) == (3, "length")
     with pytest.raises(PromptTooLong, match="has 2048 tokens, and at most 2047 fit"):
-        engine.generate([5] * 2048, adapter=None, sampling=greedy(1))
+        await anext(generate(engine, [5] * 2048, greedy(1)))
     with pytest.raises(PromptTooLong, match="at most 2046 fit"):
         await engine.score([[5] * 2047], [5, 6], adapter=None)
 
@@ -138,11 +138,10 @@ async def test_adapters_change_the_answer_and_leave_the_base_as_it_was(
     assert np.array_equal(await scores(None), base)
 
 
-@pytest.mark.parametrize("scale", [0.0, float("nan")])
-async def test_an_adapter_that_does_nothing_or_nonsense_is_rejected(
-    engine: EmbeddedEngine, model_directory: Path, tmp_path: Path, scale: float
+async def test_an_adapter_that_does_nothing_is_rejected(
+    engine: EmbeddedEngine, model_directory: Path, tmp_path: Path
 ) -> None:
-    files = random_adapter(tmp_path, model_directory, scale=scale)
+    files = random_adapter(tmp_path, model_directory, scale=0)
     with pytest.raises(AdapterRejected, match="changes nothing"):
         await engine.load(files)
     assert engine.resident() == frozenset()
@@ -163,7 +162,7 @@ async def test_two_callers_advance_side_by_side_and_scoring_waits_for_both(engin
 
     async def follow(name: str, prompt: list[int]) -> Answer:
         deltas = []
-        async with aclosing(engine.generate(prompt, adapter=None, sampling=greedy(4))) as stream:
+        async with aclosing(generate(engine, prompt, greedy(4))) as stream:
             async for delta in stream:
                 order.append(name)
                 deltas.append(delta)
@@ -183,7 +182,7 @@ async def test_two_callers_advance_side_by_side_and_scoring_waits_for_both(engin
 async def test_closing_the_stream_stops_the_work(engine: EmbeddedEngine) -> None:
     prompt = await engine.render([Message(role="user", content="Write a long story about the sea.")])
     received: list[Delta] = []
-    async with aclosing(engine.generate(prompt, adapter=None, sampling=greedy(500))) as stream:
+    async with aclosing(generate(engine, prompt, greedy(500))) as stream:
         async for delta in stream:
             received.append(delta)
             if len(received) == 2:

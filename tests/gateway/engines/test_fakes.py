@@ -10,7 +10,7 @@ from gateway.engines import AdapterNotLoaded, Engine, EngineUnavailable, PromptT
 from gateway.grounding import Message
 
 from ...fakes import FakeEngine, encode  # noqa: TID252  the tests are no package of their own
-from .engine_kit import answer, greedy
+from .engine_kit import answer, generate, greedy
 
 
 async def test_it_says_its_text_and_obeys_limits_and_stops() -> None:
@@ -20,18 +20,18 @@ async def test_it_says_its_text_and_obeys_limits_and_stops() -> None:
     assert await answer(engine, prompt, greedy(99, stop=("\n\n",))) == (encode("né à Paris."), "né à Paris.", "stop")
     assert await answer(engine, prompt, greedy(3)) == (encode("né"), "né", "length")
     with pytest.raises(PromptTooLong):
-        engine.generate([0] * 5000, adapter=None, sampling=greedy(1))
+        await anext(generate(engine, [0] * 5000, greedy(1)))
     with pytest.raises(AdapterNotLoaded):
-        engine.generate(prompt, adapter="lora-0", sampling=greedy(1))
+        await anext(generate(engine, prompt, greedy(1), "lora-0"))
 
 
 async def test_it_fails_and_is_abandoned_on_the_record() -> None:
     engine = FakeEngine(text="abc", fail_after=2)
-    async with aclosing(engine.generate([0], adapter=None, sampling=greedy(9))) as stream:
+    async with aclosing(generate(engine, [0], greedy(9))) as stream:
         assert [(await anext(stream)).text, (await anext(stream)).text] == ["a", "b"]
         with pytest.raises(EngineUnavailable):
             await anext(stream)
-    async with aclosing(engine.generate([0], adapter=None, sampling=greedy(9))) as stream:
+    async with aclosing(generate(engine, [0], greedy(9))) as stream:
         await anext(stream)
     assert (engine.begun, engine.finished, engine.abandoned) == (2, 1, 1)
     assert (await engine.score([[0], [1]], [65, 66], adapter=None)).logprobs.tolist() == [[-1, -1], [-1, -1]]

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, NoReturn
 import numpy as np
 import pytest
 
-from gateway.engines import AdapterNotLoaded, Engine, EngineUnavailable, SamplingParams
+from gateway.engines import AdapterNotLoaded, Engine, EngineRefused, EngineUnavailable, SamplingParams
 
-from .engine_kit import answer, greedy, loaded, naive_logprobs, random_adapter
+from .engine_kit import answer, generate, greedy, loaded, naive_logprobs, random_adapter
 
 if TYPE_CHECKING:
     from gateway.engines.embedded import EmbeddedEngine
@@ -79,9 +79,9 @@ async def test_a_long_prompt_is_read_in_pieces_to_the_same_end(tiny: EmbeddedEng
 
 
 async def test_beyond_what_advances_at_once_callers_wait_their_turn(tiny: EmbeddedEngine) -> None:
-    async with aclosing(tiny.generate(prompt_of(9), adapter=None, sampling=greedy(2000))) as first:
+    async with aclosing(generate(tiny, prompt_of(9), greedy(2000))) as first:
         await anext(first)
-        async with aclosing(tiny.generate(prompt_of(8), adapter=None, sampling=greedy(2000))) as second:
+        async with aclosing(generate(tiny, prompt_of(8), greedy(2000))) as second:
             await anext(second)
             third = asyncio.create_task(answer(tiny, prompt_of(7), greedy(2)))
             await eventually(lambda: tiny._scheduler.waiting == 1)
@@ -90,7 +90,7 @@ async def test_beyond_what_advances_at_once_callers_wait_their_turn(tiny: Embedd
 
 
 async def test_who_leaves_while_waiting_costs_nothing(tiny: EmbeddedEngine) -> None:
-    async with aclosing(tiny.generate(prompt_of(9), adapter=None, sampling=greedy(2000))) as stream:
+    async with aclosing(generate(tiny, prompt_of(9), greedy(2000))) as stream:
         await anext(stream)
         scoring = asyncio.create_task(tiny.score([prompt_of(2000)] * 50, [17], adapter=None))
         await eventually(lambda: tiny._scheduler.scoring == 1)
@@ -106,12 +106,12 @@ async def test_an_adapter_leaves_when_its_work_has_ended(
     files = random_adapter(tmp_path, tiny_directory, scale=1)
     await tiny.load(files)
     await tiny.load(files)
-    async with aclosing(tiny.generate(prompt_of(9), adapter=files.name, sampling=greedy(2000))) as stream:
+    async with aclosing(generate(tiny, prompt_of(9), greedy(2000), files.name)) as stream:
         await anext(stream)
         leaving = asyncio.create_task(tiny.unload(files.name))
         await eventually(lambda: not tiny.resident())
         with pytest.raises(AdapterNotLoaded):
-            tiny.generate(prompt_of(9), adapter=files.name, sampling=greedy(1))
+            await anext(generate(tiny, prompt_of(9), greedy(1), files.name))
         assert (await anext(stream)).token_ids
         assert not leaving.done()
         # Wanted again before it was gone, it stays.
@@ -138,7 +138,7 @@ async def test_a_failure_ends_the_work_at_hand_and_no_more(
     def fail(*_arguments: object, **_named: object) -> NoReturn:
         raise RuntimeError("out of memory")
 
-    stream = tiny.generate(prompt, adapter=None, sampling=greedy(2000))
+    stream = generate(tiny, prompt, greedy(2000))
     await anext(stream)
     with monkeypatch.context() as broken:
         broken.setattr(tiny._scheduler._model._model, "forward", fail)
@@ -157,7 +157,7 @@ async def test_closing_fails_what_is_unfinished_and_what_comes_after(tiny_direct
     from gateway.engines.embedded import EmbeddedEngine  # noqa: PLC0415
 
     engine: Engine = EmbeddedEngine.open(tiny_directory, max_generating=1)
-    running = engine.generate(prompt_of(9), adapter=None, sampling=greedy(2000))
+    running = generate(engine, prompt_of(9), greedy(2000))
     await anext(running)
     waiting = asyncio.create_task(answer(engine, prompt_of(9), greedy(1)))
     scoring = asyncio.create_task(engine.score([prompt_of(9)], [17], adapter=None))
@@ -173,8 +173,8 @@ async def test_closing_fails_what_is_unfinished_and_what_comes_after(tiny_direct
 
 @pytest.mark.parametrize("ids", [[], [-1], [49152]])
 async def test_ids_that_are_no_tokens_are_refused(tiny: EmbeddedEngine, ids: list[int]) -> None:
-    with pytest.raises(ValueError, match="token"):
-        tiny.generate(ids, adapter=None, sampling=greedy(1))
+    with pytest.raises(EngineRefused, match="token"):
+        await anext(generate(tiny, ids, greedy(1)))
     with pytest.raises(ValueError, match="token"):
         await tiny.score([[17]], ids, adapter=None)
     with pytest.raises(ValueError, match="token"):

@@ -1,0 +1,1 @@
+"""What the README claims of the gateway's hot path, measured beside its peers."""

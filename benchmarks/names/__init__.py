@@ -1,0 +1,1 @@
+"""How often `auto` finds the model that a question is for."""

@@ -1,0 +1,1 @@
+"""How near to the best possible a fleet's placement comes, simulated."""
