@@ -22,6 +22,7 @@ from gateway.api import contributors, feedback, models, openai, operations, payo
 from gateway.api.described import describe
 from gateway.api.hot import Application
 from gateway.api.responses_requests import ResponsesRequest
+from gateway.attributing import Attributor
 from gateway.auth import KeyRing
 from gateway.catalogue import Catalogue, offered, publish
 from gateway.database import Database
@@ -190,17 +191,24 @@ async def _opened(
             on_change=metrics.observe_turns,
         )
         admission = Admission(transactions, books, turns)
+        attributor = Attributor(
+            transactions=transactions,
+            books=books,
+            registry=registry,
+            engine=running,
+            metrics=metrics,
+            estimator=attribution.ESTIMATORS[settings.attribution.estimator],
+            poll_s=ALONE_POLL_S if settings.server.workers == 1 else SHARED_POLL_S,
+        )
         pipeline = Pipeline(
             transactions=transactions,
             admission=admission,
             books=books,
-            registry=registry,
             retriever=retriever,
             engine=running,
+            attributor=attributor,
             metrics=metrics,
-            estimator=attribution.ESTIMATORS[settings.attribution.estimator],
             limits=settings.limits,
-            poll_s=ALONE_POLL_S if settings.server.workers == 1 else SHARED_POLL_S,
         )
         sweeper = Sweeper(
             transactions=transactions,
@@ -213,7 +221,7 @@ async def _opened(
         witnessing = Witnessing.of(settings, database=database, ledger=ledger, metrics=metrics)
         done_once = [sweeper.run, witnessing.run] if chores else []
         if chores and settings.attribution.worker:
-            done_once.append(pipeline.work)
+            done_once.append(attributor.work)
         background = [asyncio.create_task(work()) for work in done_once]
         try:
             async with shipping(settings.ledgers if chores else (), ledger, transactions, metrics):
@@ -239,6 +247,7 @@ async def _opened(
                     engine=running,
                     metrics=metrics,
                     pipeline=pipeline,
+                    attributor=attributor,
                     embeddings=Embeddings(
                         transactions=transactions,
                         admission=admission,

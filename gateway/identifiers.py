@@ -15,6 +15,7 @@ _DRAW_BYTES = 32
 _DIGITS = "abcdefghijklmnopqrstuvwxyz234567"
 _PAIRS = ["".join(pair) for pair in product(_DIGITS, repeat=2)]
 _drawn: list[bytes] = []
+os.register_at_fork(after_in_child=_drawn.clear)  # or both processes would give the same
 
 
 def random_bytes() -> bytes:

@@ -1,68 +1,48 @@
-"""The life of an answer: route → ground → generate → meter → answer; then attribute → split → record.
+"""The life of an answer: route → ground → generate → meter → answer; then `attributing`: attribute → split → record.
 
 `open` does everything that can refuse a request, before a token is generated. From there a task of its own carries the
-answer to its end whatever becomes of the client, so that what was generated is always charged. `attribute` runs off
-the request path, from the sealed inputs alone.
+answer to its end whatever becomes of the client, so that what was generated is always charged.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
-import orjson
-import sqlalchemy as sa
 import structlog
 
-import attribution
-from gateway import answers, scoring
 from gateway.admission import Admission
-from gateway.answers import GroundedPassage, SealedInputs, salted_digest
+from gateway.answers import GroundedPassage, salted_digest
+from gateway.attributing import Attributor
 from gateway.auth import Principal
 from gateway.charging import Charge
-from gateway.engines import Delta, Engine, EngineUnavailable, GenerationRequest, PromptTooLong
+from gateway.engines import Delta, Engine, EngineUnavailable, GenerationRequest
 from gateway.exchange import Answer, Question, TookTooLongError, within
 from gateway.fairness import PRIORITIES
 from gateway.grounding import ground
 from gateway.idempotency import JSON_TYPE, Claim
 from gateway.identifiers import new_request_id, random_bytes
 from gateway.metrics import Metrics
-from gateway.objects import attributed_object, attribution_record, failed_object, player_shares
-from gateway.registry import Registry, RegistryError, Terms
-from gateway.scoring import Scored
 from gateway.settings import Limits
 from gateway.transactions import Transactions
 from metering import (
-    SUSPENSE,
     Books,
     CommitError,
-    Expected,
     IntentError,
-    MeteringError,
-    SplitLine,
     Transaction,
     UsageRecord,
-    split,
 )
 from retrieval import Retriever
 
 T = TypeVar("T")
-ATTEMPTS_MAX = 3
-RETRY_S = 5.0
 log = structlog.get_logger(__name__)
 
 
-def _reason(error: Exception) -> str:
-    """What an attribution object says of a failure: our own errors in their words, others only by their kind."""
-    said = isinstance(error, attribution.AttributionError | PromptTooLong | MeteringError | RegistryError)
-    return f"{type(error).__name__}: {error}" if said else type(error).__name__
-
-
 class Pipeline:
-    """Carries answers from a question to a record in the log."""
+    """Carries answers from a question to their last byte."""
 
     def __init__(
         self,
@@ -70,30 +50,22 @@ class Pipeline:
         transactions: Transactions,
         admission: Admission,
         books: Books,
-        registry: Registry,
         retriever: Retriever,
         engine: Engine,
+        attributor: Attributor,
         metrics: Metrics,
-        estimator: attribution.Estimator,
         limits: Limits,
-        poll_s: float,
     ) -> None:
         self._transactions = transactions
         self._admission = admission
         self._books = books
-        self._registry = registry
         self._retriever = retriever
         self._engine = engine
+        self._attributor = attributor
         self._metrics = metrics
-        self._estimator = estimator
         self._limits = limits
-        self._poll_s = poll_s
         self._tasks: set[asyncio.Task[Any]] = set()
         self._answering: set[Answer] = set()
-        self._attributing: dict[str, asyncio.Task[dict[str, Any]]] = {}
-        self._work_arrived = asyncio.Event()
-
-    # On the request path.
 
     async def open(
         self, caller: str, question: Question, *, key: Principal | None = None, claim: Claim | None = None
@@ -267,115 +239,15 @@ class Pipeline:
         if charge.at_once:
             self._metrics.observe_split(answer.attribution)
         elif answer.question.mode == "inline" and not answer.abandoned:
-            answer.attribution = await self.attribute(answer.request_id)
+            answer.attribution = await self._attributor.attribute(answer.request_id)
         else:
-            self._work_arrived.set()
-
-    # Off the request path.
-
-    async def attribute(self, request_id: str) -> dict[str, Any]:
-        """Attribute, split and record one metered answer; returns its attribution object. Never done twice."""
-        task = self._attributing.get(request_id)
-        if task is None:
-            task = self._attributing[request_id] = self._spawn(self._attribute(request_id))
-            task.add_done_callback(lambda _: self._attributing.pop(request_id))
-        return await asyncio.shield(task)
-
-    async def _attribute(self, request_id: str) -> dict[str, Any]:
-        row = await self._transactions.read(lambda c: answers.find(c, request_id))
-        current: dict[str, Any] = orjson.loads(row.attribution)
-        if row.status != "pending" or row.inputs is None:
-            return current
-        inputs = SealedInputs.decode(row.inputs)
-        started_s = time.monotonic()
-        try:
-            terms = await self._transactions.read(
-                lambda c: self._registry.terms(c, inputs.policy_index, inputs.adapter_index)
-            )
-            scored = await scoring.explain(self._engine, inputs, terms.adapter, self._estimator, request_id.encode())
-            documents = await self._transactions.read(lambda c: self._documents(c, inputs))
-            lines = split(int(current["charge_nano"]), terms.policy, player_shares(inputs, terms, scored), request_id)
-            finished = await self._transactions.commit(
-                "attribution",
-                lambda t: self._record(t, current, inputs, terms, scored, lines, documents),
-                Expected(accounts=(SUSPENSE, *(line.account for line in lines)), requests=(request_id,)),
-            )
-        except Exception as error:
-            return await self._retry_or_fail(request_id, current, error)
-        self._metrics.observe_attribution(finished, time.monotonic() - started_s)
-        return finished
-
-    def _record(
-        self,
-        transaction: Transaction,
-        current: dict[str, Any],
-        inputs: SealedInputs,
-        terms: Terms,
-        scored: Scored | None,
-        lines: Sequence[SplitLine],
-        documents: Mapping[str, int],
-    ) -> dict[str, Any]:
-        """Post the split, log the record that it follows from, end the job; returns the attribution object."""
-        request_id = current["id"]
-        record = attribution_record(request_id, inputs, terms, scored, lines, documents)
-        index = self._books.record_attribution(transaction, record)
-        finished = attributed_object(current, inputs, terms, scored, lines, index)
-        answers.finish(transaction, request_id, finished["status"], finished, index)
-        return finished
-
-    def _documents(self, connection: sa.Connection, inputs: SealedInputs) -> dict[str, int]:
-        """The log index of the claim that each document's credit rests on."""
-        return {
-            p.document: self._registry.document_index(connection, p.document, p.digest, p.owner)
-            for p in inputs.passages
-        }
-
-    async def _retry_or_fail(self, request_id: str, current: dict[str, Any], error: Exception) -> dict[str, Any]:
-        """Leave the job in the queue, or after the last attempt record why it failed; the money stays in suspense."""
-        log.warning("attribution_attempt_failed", request_id=request_id, error=repr(error))
-
-        def note(transaction: Transaction) -> dict[str, Any]:
-            connection = transaction.connection
-            row = answers.find(connection, request_id)
-            if row.status != "pending":  # the attempt was recorded, and only the news of it was lost
-                recorded: dict[str, Any] = orjson.loads(row.attribution)
-                return recorded
-            if answers.count_attempt(connection, request_id) < ATTEMPTS_MAX:
-                return current
-            failed = failed_object(current, _reason(error))
-            answers.give_up(connection, request_id, failed)
-            return failed
-
-        outcome = await self._transactions.commit("attribution", note)
-        if outcome["status"] == "failed":
-            self._metrics.attributions.labels("failed").inc()
-        return outcome
-
-    async def work(self) -> None:
-        """Attribute what waits, oldest first, for as long as the gateway runs."""
-        while True:
-            self._work_arrived.clear()
-            try:
-                waiting = await self._transactions.read(answers.pending)
-                outcomes = [(await self.attribute(request_id))["status"] for request_id in waiting]
-            except Exception:
-                log.exception("attribution_stalled")  # the database is gone, say; the queue in it is not
-                outcomes = ["pending"]
-            if "pending" in outcomes:
-                await asyncio.sleep(RETRY_S)
-            elif not outcomes:
-                with suppress(TimeoutError):  # what comes from another process wakes nobody here
-                    async with asyncio.timeout(self._poll_s):
-                        await self._work_arrived.wait()
-
-    # Underneath.
+            self._attributor.wake()
 
     async def close(self) -> None:
         """Stop generating, meter what was generated, and return when it is committed. Attribution jobs keep."""
         for answer in self._answering:
             answer.abandon()
-        for task in self._attributing.values():
-            task.cancel()
+        await self._attributor.close()
         while self._tasks:
             await asyncio.wait(self._tasks)
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import Depends, Header, Request
 
+from gateway.attributing import Attributor
 from gateway.auth import KeyRing, Principal
 from gateway.catalogue import Catalogue
 from gateway.embeddings import Embeddings
@@ -38,6 +39,7 @@ class Gateway:
     engine: Engine
     metrics: Metrics
     pipeline: Pipeline
+    attributor: Attributor
     embeddings: Embeddings
 
     @property

@@ -34,7 +34,7 @@ KEYS = (
     "peers",
 )
 
-OURS, OURS_ADAPTED = "tributary", "tributary, adapter"
+OURS, OURS_ADAPTED = "Tributary", "Tributary, adapter"
 
 _Result: TypeAlias = dict[str, Any]
 NewDatabase: TypeAlias = Callable[[], AbstractContextManager[str | None]]
@@ -198,8 +198,8 @@ def _print_speed(medians: dict[str, Figures], direct: Figures, absent: dict[str,
     for name, why in absent.items():
         print(f"{name:20} not measured: {why}")
     print(
-        "tributary: the base model alone, with authentication, admission, usage and its split committed durably, and\n"
-        "metrics on; of the peers, none commits a record. tributary, adapter: each answer is also attributed to a\n"
+        "Tributary: the base model alone, with authentication, admission, usage and its split committed durably, and\n"
+        "metrics on; of the peers, none commits a record. Tributary, adapter: each answer is also attributed to a\n"
         "LoRA by scoring on the same server. direct: what the server and the load generator do without a gateway."
     )
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
+from gateway.api.asking import events, mode_of, searched
 from gateway.api.described import ChatReply, CompletionReply, EmbeddingReply, charged
 from gateway.api.messages import offered
 from gateway.api.models import answer_headers, resolve
@@ -25,8 +26,7 @@ from gateway.api.requests import (
 from gateway.api.wire import EventStream, Last
 from gateway.auth import Principal
 from gateway.embeddings import Embedded
-from gateway.engines import Delta, SamplingParams
-from gateway.errors import BadRequestError
+from gateway.engines import SamplingParams
 from gateway.exchange import Answer, Question, Said, last_user_message, up_to_first_token
 from gateway.idempotency import JSON_TYPE, Claim, Replay
 from gateway.state import Gateway, GatewayState, KeyHolder
@@ -46,21 +46,17 @@ async def chat_completions(request: Request, gateway: GatewayState, caller: KeyH
     options = _options(gateway, body)
     messages = tuple(message.turn() for message in body.messages)
     resolved = await resolve(request, gateway, body.model, kind="chat", asked=last_user_message(messages))
-    model = resolved.model
-    if unknown := set(body.corpora or ()) - set(model.corpora):
-        known = ", ".join(model.corpora) or "none"
-        raise BadRequestError(f"model {model.name!r} has no corpus {min(unknown)!r}; its corpora: {known}", "corpora")
     question = Question(
-        model=model,
+        model=resolved.model,
         resolved=resolved,
-        corpora=model.corpora if body.corpora is None else tuple(body.corpora),
-        top_k=body.top_k or model.top_k,
+        corpora=searched(resolved.model, body.corpora),
+        top_k=body.top_k or resolved.model.top_k,
         messages=messages,
         sampling=_sampling(gateway, body, body.max_completion_tokens or body.max_tokens),
         tools=offered(body.tools),
         options=options,
         stream=bool(body.stream),
-        mode=(body.attribution and body.attribution.mode) or gateway.settings.attribution.mode,
+        mode=mode_of(gateway, body.attribution),
     )
     return await _answer(gateway, caller, question, body, CHAT, once)
 
@@ -85,7 +81,7 @@ async def completions(request: Request, gateway: GatewayState, caller: KeyHolder
         sampling=_sampling(gateway, body, body.max_tokens),
         options=_options(gateway, body),
         stream=bool(body.stream),
-        mode=(body.attribution and body.attribution.mode) or gateway.settings.attribution.mode,
+        mode=mode_of(gateway, body.attribution),
     )
     return await _answer(gateway, caller, question, body, COMPLETION, once)
 
@@ -153,35 +149,20 @@ async def _answer(
     except BaseException:
         answer.abandon()
         raise
-    events = _events(answer, shape, first, pieces, include_usage=_wants_usage(body))
-    return EventStream(events, answer.abandon, _headers(answer), gateway.settings.limits.stall_s)
+    writer = StreamWriter(
+        shape,
+        request_id=answer.request_id,
+        model=question.model.name,
+        created_s=answer.created_s,
+        n_choices=question.n_choices,
+        include_usage=_wants_usage(body),
+    )
+    written = events(first, pieces, write=writer.write, end=lambda: writer.end(_told(answer)), fail=writer.fail)
+    return EventStream(written, answer.abandon, _headers(answer), gateway.settings.limits.stall_s)
 
 
 def _headers(answer: Answer) -> dict[str, str]:
     return answer_headers(answer.request_id, answer.question.model.name)
-
-
-async def _events(
-    answer: Answer, shape: Shape, first: list[Delta], rest: AsyncIterator[Sequence[Delta]], *, include_usage: bool
-) -> AsyncIterator[bytes]:
-    writer = StreamWriter(
-        shape,
-        request_id=answer.request_id,
-        model=answer.question.model.name,
-        created_s=answer.created_s,
-        n_choices=answer.question.n_choices,
-        include_usage=include_usage,
-    )
-    if ready := b"".join(map(writer.write, first)):
-        yield ready
-    try:
-        async for piece in rest:
-            if ready := b"".join(map(writer.write, piece)):
-                yield ready
-    except Exception as error:
-        yield Last(writer.fail(error))
-    else:
-        yield Last(writer.end(_told(answer)))
 
 
 def _told(answer: Answer) -> Told:
@@ -195,10 +176,10 @@ def _answer_again(gateway: Gateway, replay: Replay, body: ChatRequest | Completi
     if not body.stream:
         return Response(whole(told, shape), media_type=JSON_TYPE, headers=headers)
 
-    async def events() -> AsyncIterator[bytes]:
+    async def again() -> AsyncIterator[bytes]:
         yield Last(replayed(told, shape, include_usage=_wants_usage(body)))
 
-    return EventStream(events(), lambda: None, headers, gateway.settings.limits.stall_s)
+    return EventStream(again(), lambda: None, headers, gateway.settings.limits.stall_s)
 
 
 def _wants_usage(body: ChatRequest | CompletionRequest) -> bool:

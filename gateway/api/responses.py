@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
+from gateway.api.asking import events, mode_of, searched
 from gateway.api.described import ResponseReply, charged
 from gateway.api.models import answer_headers, resolve
 from gateway.api.repeats import REPLAYED, asked_before, takes_once
@@ -17,7 +18,7 @@ from gateway.api.wire import EventStream, Last
 from gateway.catalogue import ServedModel
 from gateway.engines import Delta, SamplingParams
 from gateway.errors import BadRequestError
-from gateway.exchange import Answer, Question, Said, last_user_message, up_to_first_token
+from gateway.exchange import Question, Said, last_user_message, up_to_first_token
 from gateway.grounding import Message
 from gateway.idempotency import Replay
 from gateway.routing.names import Resolved
@@ -57,8 +58,15 @@ async def create_response(request: Request, gateway: GatewayState, caller: KeyHo
     except BaseException:
         answer.abandon()
         raise
-    events = _events(answer, writer, first, pieces)
-    return EventStream(events, answer.abandon, headers, gateway.settings.limits.stall_s)
+    written = events(
+        first,
+        pieces,
+        begun=writer.begin(),
+        write=writer.write,
+        end=lambda: writer.end(answer.said.finish_reason, answer.attribution),
+        fail=lambda error: writer.fail(error, answer.attribution),
+    )
+    return EventStream(written, answer.abandon, headers, gateway.settings.limits.stall_s)
 
 
 def _question(gateway: Gateway, body: ResponsesRequest, messages: tuple[Message, ...], resolved: Resolved) -> Question:
@@ -69,13 +77,10 @@ def _question(gateway: Gateway, body: ResponsesRequest, messages: tuple[Message,
     for name in options:
         if name not in takes:
             raise _unsupported(_PLACES.get(name, name), model)
-    if unknown := set(body.corpora or ()) - set(model.corpora):
-        known = ", ".join(model.corpora) or "none"
-        raise BadRequestError(f"model {model.name!r} has no corpus {min(unknown)!r}; its corpora: {known}", "corpora")
     return Question(
         model=model,
         resolved=resolved,
-        corpora=model.corpora if body.corpora is None else tuple(body.corpora),
+        corpora=searched(model, body.corpora),
         top_k=body.top_k or model.top_k,
         messages=messages,
         sampling=SamplingParams(
@@ -86,7 +91,7 @@ def _question(gateway: Gateway, body: ResponsesRequest, messages: tuple[Message,
         tools=body.offered,
         options=options,
         stream=True,  # whether or not the client wants events: one form of what an engine writes is enough to read
-        mode=(body.attribution and body.attribution.mode) or gateway.settings.attribution.mode,
+        mode=mode_of(gateway, body.attribution),
     )
 
 
@@ -99,23 +104,6 @@ def _writer(request_id: str, said: Said, body: ResponsesRequest) -> ResponseWrit
     return ResponseWriter(request_id=request_id, model=said.model, created_s=said.created_s, asked=body.repeated)
 
 
-async def _events(
-    answer: Answer, writer: ResponseWriter, first: list[Delta], rest: AsyncIterator[Sequence[Delta]]
-) -> AsyncIterator[bytes]:
-    """The stream: text as it comes; what ended it, usage and attribution only once they are committed."""
-    yield writer.begin()
-    try:
-        if ready := b"".join(map(writer.write, first)):
-            yield ready
-        async for piece in rest:
-            if ready := b"".join(map(writer.write, piece)):
-                yield ready
-    except Exception as error:
-        yield Last(writer.fail(error, answer.attribution))
-    else:
-        yield Last(writer.end(answer.said.finish_reason, answer.attribution))
-
-
 def _answer_again(gateway: Gateway, replay: Replay, body: ResponsesRequest) -> Response:
     """The first response once more, whole or as a stream, as the body asks."""
     said = Said.decode(replay.response)
@@ -126,7 +114,7 @@ def _answer_again(gateway: Gateway, replay: Replay, body: ResponsesRequest) -> R
     if not body.stream:
         return JSONResponse(writer.whole(said.finish_reason, replay.attribution), headers=headers)
 
-    async def events() -> AsyncIterator[bytes]:
+    async def again() -> AsyncIterator[bytes]:
         yield Last(begun + written + writer.end(said.finish_reason, replay.attribution))
 
-    return EventStream(events(), lambda: None, headers, gateway.settings.limits.stall_s)
+    return EventStream(again(), lambda: None, headers, gateway.settings.limits.stall_s)

@@ -48,10 +48,6 @@ class Loader:
         self._known[files.name] = files
         self._rejected.pop(files.name, None)
 
-    def knows(self, adapter: str) -> bool:
-        """Whether these are the files of an adapter that may be asked for."""
-        return adapter in self._known
-
     def require(self, adapter: str) -> None:
         """Raise UnknownAdapter for an adapter that nobody made known, AdapterRejected for one in quarantine."""
         if adapter not in self._known:

@@ -92,7 +92,7 @@ async def test_a_repeat_gets_the_same_bytes_but_for_the_attribution(site: Site, 
     async with site.serve() as (client, gateway):
         first = await client.post(CHAT, json=asked, headers=KEY)
         again = await client.post(CHAT, json=asked, headers=KEY)
-        await gateway.pipeline.attribute(first.headers["x-request-id"])
+        await gateway.attributor.attribute(first.headers["x-request-id"])
         later = await client.post(CHAT, json=asked, headers=KEY)
     assert again.headers["idempotent-replayed"] == "true"
     assert again.content == first.content

@@ -95,7 +95,7 @@ def on_every_connection(gateway: Gateway, begin: str, end: str) -> Iterator[None
 async def test_requests_are_refused_before_the_engine_works_for_them(site: Site, fault: Fault) -> None:
     async with site.serve() as (client, gateway):
         first = await client.post("/v1/chat/completions", json=body())
-        await gateway.pipeline.attribute(first.headers["x-request-id"])
+        await gateway.attributor.attribute(first.headers["x-request-id"])
         held, worked = site.check(), (site.engine.begun, list(site.embedder.texts))
         async with fault(gateway, site):
             for route, asked in (

@@ -64,7 +64,7 @@ async def test_a_repeat_gets_the_first_response_and_costs_nothing(site: Site) ->
 async def test_a_repeat_shows_the_attribution_as_it_is_by_then(site: Site) -> None:
     async with site.serve() as (client, gateway):
         first = (await ask(client, model="guide")).json()["attribution"]
-        await gateway.pipeline.attribute(first["id"])
+        await gateway.attributor.attribute(first["id"])
         again = (await ask(client, model="guide")).json()["attribution"]
     assert (first["status"], again["status"], again["id"]) == ("pending", "attributed", first["id"])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -72,7 +72,6 @@ class VllmEngine:
         max_rank: int,
         priorities: bool,
         scorings: int,
-        on_close: Callable[[], Awaitable[None]] | None,
     ) -> None:
         self.base_model = base_model
         self.base_digest = base_digest
@@ -84,7 +83,6 @@ class VllmEngine:
         self._served_name = served_name
         self._max_rank = max_rank
         self._priorities = priorities
-        self._on_close = on_close
         self._base_shapes = linear_shapes(model_directory) if model_directory else None
         self._disarm = Disarm.of(model_directory) if model_directory else Disarm(frozenset())
         self._residents = Residents()
@@ -110,7 +108,6 @@ class VllmEngine:
         priorities: bool = False,
         scorings: int = 4,
         silence_s: float = 300,
-        on_close: Callable[[], Awaitable[None]] | None = None,
     ) -> Self:
         """Ask a server what it serves and how it can score. Raises EngineUnavailable.
 
@@ -118,7 +115,7 @@ class VllmEngine:
         the server calls it; by default the first that it lists. model_directory: the base's folder, where it is at
         hand; adapters are then held against its shapes, and control tokens in messages disarmed. priorities: whether
         the server was started with `--scheduling-policy priority`. scorings: prompts scored at once. silence_s: see
-        VllmClient. on_close: what is to be stopped with the engine.
+        VllmClient.
         """
         client = VllmClient(url, api_key=api_key, silence_s=silence_s)
         try:
@@ -135,7 +132,6 @@ class VllmEngine:
                 max_rank=max_rank,
                 priorities=priorities,
                 scorings=scorings,
-                on_close=on_close,
             )
             engine._probe = await engine.tokenize(_PROBE)
             engine._expected = await engine._scorer.probe(
@@ -326,8 +322,6 @@ class VllmEngine:
             return
         self._closed = True
         await self._client.close()
-        if self._on_close is not None:
-            await self._on_close()
 
     def _check_open(self) -> None:
         if self._closed:
