@@ -21,7 +21,7 @@ from gateway.cli.context import office
 from gateway.settings import SettingsError, load
 from ledger_client import Signer, metadata, shipped
 
-from .test_pipeline import CONFIG, Site
+from .kit import CONFIG, Site
 
 LEDGER = "ledger.example/log"
 START_S = 60
