@@ -106,7 +106,11 @@ def _vllm_servers(settings: Settings) -> dict[str, OpenEngine]:
             priorities=chosen.priorities,
         )
 
-    return {url.partition("://")[2].rstrip("/"): opening(url) for url in chosen.servers}
+    return {_replica_name(url): opening(url) for url in chosen.servers}
+
+
+def _replica_name(url: str) -> str:
+    return url.partition("://")[2].rstrip("/")
 
 
 async def open_one(settings: Settings) -> Engine:
@@ -175,6 +179,7 @@ async def _opened(
         running = await _running(await asyncio.to_thread(engine, settings), settings, metrics)
         load = partial(_load_adapters, running, make_adapter_store(settings), metrics)
         try:
+            _drain(running, settings)
             await load(catalogue.adapters)
         except BaseException:
             await running.close()
@@ -242,6 +247,7 @@ async def _opened(
                         load=load,
                         embedder=embedding,
                         router=router,
+                        drain=partial(_drain, running),
                         metrics=metrics,
                     ),
                     engine=running,
@@ -312,6 +318,11 @@ async def _running(made: Engine | Mapping[str, OpenEngine], settings: Settings, 
     if isinstance(made, Mapping):
         return await Fleet.open(made, slots=settings.engine.slots, watch=metrics.fleet)
     return made
+
+
+def _drain(engine: Engine, settings: Settings) -> None:
+    if isinstance(engine, Fleet):
+        engine.drain([_replica_name(url) for url in settings.routing.drain])
 
 
 async def _load_adapters(engine: Engine, store: AdapterStore, metrics: Metrics, adapters: Iterable[Adapter]) -> None:

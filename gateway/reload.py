@@ -1,8 +1,8 @@
 """A changed configuration taken up while the gateway runs.
 
-What can change so are the models, their prices and policies, the aliases, and what `auto` goes by. Everything that can
-go wrong is tried first; then one assignment puts the new names into force. What is being answered keeps the served
-model that it was resolved to, and with it its price, policy and adapter.
+What can change so are the models, their prices and policies, the aliases, what `auto` goes by, and which servers get no
+work. Everything that can go wrong is tried first; then one assignment puts the new names into force. What is being
+answered keeps the served model that it was resolved to, and with it its price, policy and adapter.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ log = structlog.get_logger(__name__)
 class Reloader:
     """Keeps the settings in force, and replaces what of them may change.
 
-    load: has the engine take adapters, which it may hold already; raises RegistryError or an EngineError.
+    load: has the engine take adapters, which it may hold already; raises RegistryError or an EngineError. drain: has it
+    give no new work to the servers that the settings say, and raises nothing.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Reloader:
         load: Callable[[Iterable[Adapter]], Awaitable[None]],
         embedder: Embedder,
         router: Router,
+        drain: Callable[[Settings], None],
         metrics: Metrics,
     ) -> None:
         self._settings = settings
@@ -62,6 +64,7 @@ class Reloader:
         self._load = load
         self._embedder = embedder
         self._router = router
+        self._drain = drain
         self._metrics = metrics
         self._loaded = {adapter.digest for adapter in router.names.catalogue.adapters}
         self._one_at_a_time = asyncio.Lock()
@@ -80,6 +83,7 @@ class Reloader:
             if ignored := self._settings.differing_for_good(newer):
                 log.warning("reload_needs_a_restart", keys=ignored)
             self._router.names = names
+            self._drain(settings)
             self._settings = settings
             self._metrics.observe_reload(taken=True)
             log.info("reloaded", models=list(names))

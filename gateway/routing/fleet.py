@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
@@ -225,12 +225,12 @@ class Fleet:
             kv_used=sum(health.kv_used for health in seen) / max(1, len(seen)),
         )
 
-    async def drain(self, replica: str) -> None:
-        """Give the replica no new work, and return when its work has ended."""
-        drained = self._replicas[replica]
-        drained.draining = True
-        while drained.in_flight:
-            await self._changed()
+    def drain(self, replicas: Collection[str]) -> None:
+        """Give these replicas no new work, and every other one work again. What they have in hand they finish."""
+        for replica in self._replicas.values():
+            replica.drain(replica.name in replicas)
+            self._show(replica)
+        self._wake()
 
     async def close(self) -> None:
         """Take no new work, let what runs end within close_s, and close every replica."""
@@ -239,7 +239,9 @@ class Fleet:
         self._closed = True
         with suppress(TimeoutError):
             async with asyncio.timeout(self._limits.close_s):
-                await asyncio.gather(*map(self.drain, self._replicas))
+                self.drain(self._replicas)
+                while any(replica.in_flight for replica in self._replicas.values()):
+                    await self._changed()
         for poller in self._pollers:
             poller.cancel()
         await asyncio.gather(*self._pollers, return_exceptions=True)

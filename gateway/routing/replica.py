@@ -28,6 +28,7 @@ class Replica:
         self.fault: Exception | None = None
         self.draining = False
         self.in_flight = 0
+        self._told_idle = False
         self._open = open_engine
         self._engine: Engine | None = None
         self._others = 0  # requests of other gateways, as of the last poll
@@ -54,6 +55,12 @@ class Replica:
         """How busy it is: our own requests as of now, the rest as of the last poll."""
         return pressure(self.in_flight + self._others, self.health.kv_used)
 
+    def drain(self, drained: bool) -> None:
+        """Let no new request go there, or let them again."""
+        if drained != self.draining:
+            log.info("replica_draining" if drained else "replica_back", replica=self.name, in_flight=self.in_flight)
+        self.draining, self._told_idle = drained, False
+
     async def poll(self, timeout_s: float, check: Callable[[Engine], None]) -> None:
         """Ask how it fares; open it first if that is still to be done. Raises nothing that is the engine's fault.
 
@@ -74,6 +81,9 @@ class Replica:
             log.info("replica_ready", replica=self.name)
             self.breaker.reset()  # what comes back is not what failed
         self.health, self.fault = health, fault
+        if self.draining and not self.in_flight and not self._told_idle:
+            log.info("replica_drained", replica=self.name)
+            self._told_idle = True
         self._others = max(0, health.generating + health.waiting + health.scoring - self.in_flight)
 
     async def close(self) -> None:

@@ -148,6 +148,11 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _some_server_is_left(self) -> Self:
+        _require_servers(self)
+        return self
+
+    @model_validator(mode="after")
     def _logs_differ(self) -> Self:
         origins = Counter([self.log.origin, *(ledger.verifier.name for ledger in self.ledgers)])
         for origin, count in origins.items():
@@ -166,7 +171,9 @@ class Settings(BaseSettings):
         """These settings with what of newer ones a running gateway can take up. Raises SettingsError."""
         changed = self.model_copy(update={name: getattr(newer, name) for name in LIVE})
         try:
-            _require_bases(changed)  # the engine that runs may not be the one that the newer settings name
+            # The engine that runs may not be the one that the newer settings name.
+            _require_bases(changed)
+            _require_servers(changed)
         except ValueError as error:
             raise SettingsError(str(error)) from None
         return changed
@@ -206,6 +213,15 @@ def _require_one_engine(settings: Settings) -> None:
         raise ValueError(
             'server.workers above 1 needs [engine] kind = "vllm"; the embedded engine lives in one process'
         )
+
+
+def _require_servers(settings: Settings) -> None:
+    """Raise ValueError unless the servers that are drained are the engine's, and not all of them."""
+    servers, drained = set(settings.engine.servers), set(settings.routing.drain)
+    if unknown := drained - servers:
+        raise ValueError(f"routing.drain has {min(unknown)}, which is not among engine.servers")
+    if drained and drained == servers:
+        raise ValueError("routing.drain has every one of engine.servers; some server must take work")
 
 
 def _require_bases(settings: Settings) -> None:

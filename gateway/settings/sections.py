@@ -264,10 +264,13 @@ class AliasSection(_Section):
 
 
 class RoutingSection(_Section):
-    """How `auto` chooses a model."""
+    """How `auto` chooses a model, and which servers get no work."""
 
     auto_fallback: Name | None = Field(default=None, description="takes what no model is like; absent, no `auto`")
     auto_threshold: float = Field(default=0.2, ge=-1, le=1, description="the least mean cosine that counts as like")
+    drain: tuple[HttpUrl, ...] = Field(
+        default=(), max_length=256, description="those of [engine] servers that get no new work"
+    )
 
 
 class PolicySection(_Section):

@@ -106,6 +106,11 @@ def test_the_template_states_the_defaults() -> None:
         ((ALIAS % "{ model = 'a' }").replace("'b'", "'a'"), "'a' is in [[aliases]] and in [[models]]"),
         ((ALIAS % "{ model = 'a' }").replace("'b'", "'auto'"), "'auto' means that the gateway chooses"),
         ("[[models]]\nname = 'auto'\n", "'auto' means that the gateway chooses"),
+        ("[routing]\ndrain = ['http://a:1']\n", "routing.drain has http://a:1, which is not among engine.servers"),
+        (
+            "[engine]\nkind = 'vllm'\nservers = ['http://a:1']\n[routing]\ndrain = ['http://a:1']\n",
+            "some server must take work",
+        ),
         ("[[models]]\nname = 'a'\nauto = true\n", "models.0: auto needs a description or examples"),
         ("[[models]]\nname = 'a'\nauto = true\ndescription = 'x'\n", "routing.auto_fallback names no model"),
         (

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from gateway.engines import AdapterNotLoaded, AdapterRejected, EngineRefused, EngineUnavailable, PromptTooLong
 from gateway.routing.breaker import State
@@ -326,12 +327,19 @@ async def test_draining_lets_work_finish_and_takes_none() -> None:
         await asyncio.sleep(0.001)
         begun = stage.servers["r0"].begun
         assert begun > 0
-        await stage.fleet.drain("r0")
-        assert stage.servers["r0"].finished == begun
-        await asyncio.gather(*running)
+        with capture_logs() as logged:
+            stage.fleet.drain(["r0"])
+            await asyncio.gather(*running)
+            await stage.fleet.poll()
+            await stage.fleet.poll()
+        assert [entry["event"] for entry in logged] == ["replica_draining", "replica_drained"]
         for _ in range(5):
             await answer(stage.fleet)
-        assert stage.servers["r0"].begun == begun
+        assert stage.servers["r0"].finished == stage.servers["r0"].begun == begun
+        assert not stage.seen.working["r0"]
+        stage.fleet.drain([])
+        await asyncio.gather(*(answer(stage.fleet) for _ in range(20)))
+        assert stage.servers["r0"].begun > begun
 
 
 async def test_closing_lets_work_finish_and_takes_none() -> None:
