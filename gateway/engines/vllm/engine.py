@@ -280,20 +280,6 @@ class VllmEngine:
         """See Engine.resident."""
         return self._residents.names
 
-    async def reconcile(self) -> None:
-        """Forget the adapters that the server no longer has, as after a start of its own. Raises EngineUnavailable."""
-        self._residents.keep_only((await _serves(self._client)).keys())
-
-    async def restore(self) -> None:
-        """Load again what was resident, onto a server that has started anew."""
-        lost = self._residents.files
-        await self.reconcile()
-        for adapter in lost:
-            try:
-                await self.load(adapter)
-            except EngineError as error:
-                log.warning("adapter_not_restored", adapter=adapter.name, error=str(error))
-
     async def health(self) -> Health:
         """See Engine.health. Asked of the server at most once a second."""
         now_s = asyncio.get_running_loop().time()

@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,19 +106,18 @@ class ServerSpec:
 class VllmServer:
     """A server for as long as the block lasts. url, api_key: where and how it is asked; both outlive its restarts.
 
-    on_restart: called when it serves again after it died. starts: how often it may die before it first serves.
+    Whoever asks it finds out from its answers that it has lost its adapters. starts: how often it may die before it
+    first serves.
     """
 
     def __init__(
         self,
         spec: ServerSpec,
         *,
-        on_restart: Callable[[], Awaitable[None]] | None = None,
         starts: int = 3,
         start_s: float = 1800,
     ) -> None:
         self.api_key = secrets.token_urlsafe(32)
-        self.on_restart = on_restart
         self.restarts = 0
         self._spec = spec
         self._starts = starts
@@ -241,11 +240,6 @@ class VllmServer:
                 log.error("vllm_start_failed", error=str(failure))  # noqa: TRY400  its own lines say more than ours
                 continue
             self.restarts += 1
-            if self.on_restart is not None:
-                try:
-                    await self.on_restart()
-                except Exception:
-                    log.exception("vllm_restart_incomplete")
 
     async def _read(self, process: asyncio.subprocess.Process) -> None:
         """Keep the last lines of what the server says; long ones are cut."""
