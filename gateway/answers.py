@@ -17,7 +17,7 @@ import orjson
 import sqlalchemy as sa
 
 from gateway.grounding import Message, Source
-from gateway.tables import answer
+from gateway.tables import answer, is_pending
 from ledger_client import Rows
 from metering import Transaction
 
@@ -139,13 +139,13 @@ def find(connection: sa.Connection, request_id: str, caller: str | None = None) 
 
 def pending(connection: sa.Connection, limit: int = 64) -> list[str]:
     """The request ids that wait for attribution, oldest first."""
-    query = sa.select(answer.c.request_id).where(answer.c.status == "pending")
+    query = sa.select(answer.c.request_id).where(is_pending)
     return list(connection.scalars(query.order_by(answer.c.created_at, answer.c.request_id).limit(limit)))
 
 
 def backlog(connection: sa.Connection) -> int:
     """How many answers wait for attribution."""
-    query = sa.select(sa.func.count()).select_from(answer).where(answer.c.status == "pending")
+    query = sa.select(sa.func.count()).select_from(answer).where(is_pending)
     return connection.execute(query).scalar_one()
 
 

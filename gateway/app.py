@@ -78,7 +78,7 @@ def make_engine(settings: Settings) -> Engine | Mapping[str, OpenEngine]:
 
 def _vllm_servers(settings: Settings) -> dict[str, OpenEngine]:
     """The servers by what their addresses say after the scheme: the same in every gateway that shares them."""
-    from gateway.engines.vllm import VllmEngine  # noqa: PLC0415 - takes aiohttp along, which an embedded engine does not
+    from gateway.engines.vllm import VllmEngine  # noqa: PLC0415 - takes httptools along, which an embedded engine does not
     from gateway.engines.weights import WeightsError, base_model_directory, model_digest  # noqa: PLC0415
 
     chosen = settings.engine
@@ -150,7 +150,8 @@ async def open_gateway(
 ) -> AsyncIterator[Gateway]:
     """Build every object, recover what a crash left, load the adapters, and take it all down again in order.
 
-    chores: also do what one process does for all on a database: attribute, sweep, ship, ask witnesses.
+    chores: also do what one process does for all on a database: sweep, ship, ask witnesses, and attribute unless
+    [attribution] worker is off.
     """
     database = Database(settings.database.url)
     database.require_current_schema()
@@ -223,7 +224,9 @@ async def _opened(
             limits=settings.limits,
         )
         witnessing = Witnessing.of(settings, database=database, ledger=ledger, metrics=metrics)
-        done_once = (attributor.work, sweeper.run, witnessing.run) if chores else ()
+        done_once = [sweeper.run, witnessing.run] if chores else []
+        if chores and settings.attribution.worker:
+            done_once.append(attributor.work)
         background = [asyncio.create_task(work()) for work in done_once]
         try:
             async with shipping(settings.ledgers if chores else (), ledger, transactions, metrics):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -18,6 +17,7 @@ from gateway.charging import Charge
 from gateway.engines import PromptTooLong
 from gateway.exchange import within
 from gateway.idempotency import VECTORS_TYPE, Claim, Replay
+from gateway.identifiers import random_bytes
 from gateway.metrics import Metrics
 from gateway.routing.names import Resolved
 from gateway.settings import Limits
@@ -118,7 +118,7 @@ class Embeddings:
     ) -> dict[str, Any]:
         """Commit usage, charge, split and what a repeat will be given; returns the attribution object."""
         model = resolved.model
-        salt = secrets.token_bytes(32)
+        salt = random_bytes()
         record = UsageRecord(
             served_model=model.name,
             base_model=model.base,

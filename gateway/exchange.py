@@ -6,9 +6,9 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import chain
+from types import TracebackType
 from typing import Any, Literal, Self
 
 import orjson
@@ -30,20 +30,27 @@ class TookTooLongError(EngineUnavailable):
     """The work for a request was not done when it had to be."""
 
 
-@asynccontextmanager
-async def within(deadline_s: float, limit: str = "answer_s") -> AsyncIterator[asyncio.Timeout]:
+class within:  # noqa: N801 - used as a function is
     """Stop what is done inside at a time of the running loop's clock, which may be moved; raises TookTooLongError then.
 
     limit: the setting that the time comes from.
     """
-    timeout = asyncio.timeout_at(deadline_s)
-    try:
-        async with timeout:
-            yield timeout
-    except TimeoutError:
-        if not timeout.expired():
-            raise
-        raise TookTooLongError(f"the engine did not do the work in the time that [limits] {limit} allows") from None
+
+    def __init__(self, deadline_s: float, limit: str = "answer_s") -> None:
+        self._timeout = asyncio.timeout_at(deadline_s)
+        self._limit = limit
+
+    async def __aenter__(self) -> asyncio.Timeout:
+        return await self._timeout.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self._timeout.__aexit__(kind, error, trace)
+        except TimeoutError:
+            why = f"the engine did not do the work in the time that [limits] {self._limit} allows"
+            raise TookTooLongError(why) from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +176,11 @@ class Answer:
         self._keeps_raw = self.claim is not None or not self.question.stream
 
     @property
+    def owes_early_token(self) -> bool:
+        """Whether it must begin earlier than it must end."""
+        return self.first_deadline_s < self.deadline_s
+
+    @property
     def answer_ids(self) -> tuple[int, ...]:
         """The token ids of every choice so far, one after another."""
         return tuple(chain.from_iterable(choice.ids for choice in self.choices))
@@ -187,9 +199,9 @@ class Answer:
     @property
     def finish_reason(self) -> str:
         """Why it ended: as the engine says once it has ended every choice, else what cut it short."""
-        if self.unfinished:
-            return self.cut or "error"
         reasons = {choice.finish_reason for choice in self.choices}
+        if None in reasons:
+            return self.cut or "error"
         return next(reason for reason in _GRAVEST_FIRST if reason in reasons)
 
     @property

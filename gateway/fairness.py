@@ -88,7 +88,7 @@ class Lanes(Generic[Ticket]):
 
     def started(self) -> Iterator[tuple[str, Ticket]]:
         """Hand out the turns that are free; yields each tenant's name and ticket."""
-        while self.held < self._turns:
+        while self.waiting and self.held < self._turns:
             able = [(name, lane) for name, lane in self._lanes.items() if lane.waiting and lane.held < lane.most]
             if not able:
                 return

@@ -11,15 +11,26 @@ ADAPTER_NAME = "[a-z0-9][a-z0-9._-]{0,62}"
 ADAPTER_VERSION = "[1-9][0-9]{0,5}"
 
 
-_ID_BYTES = 16
+_DRAW_BYTES = 32
 _DIGITS = "abcdefghijklmnopqrstuvwxyz234567"
 _PAIRS = ["".join(pair) for pair in product(_DIGITS, repeat=2)]
 _drawn: list[bytes] = []
+os.register_at_fork(after_in_child=_drawn.clear)  # or both processes would give the same
+
+
+def random_bytes() -> bytes:
+    """32 bytes of the system's generator, given once. Asked for one by one they would cost a thread its turn."""
+    while True:
+        try:
+            return _drawn.pop()
+        except IndexError:
+            many = os.urandom(128 * _DRAW_BYTES)
+            _drawn.extend(many[start : start + _DRAW_BYTES] for start in range(0, len(many), _DRAW_BYTES))
 
 
 def new_id(prefix: str) -> str:
     """`prefix_` and 26 base-32 characters, 128 random bits."""
-    return f"{prefix}_{_base32(int.from_bytes(_random()))}"
+    return f"{prefix}_{_base32(int.from_bytes(random_bytes()[:16]))}"
 
 
 def new_request_id() -> str:
@@ -27,23 +38,13 @@ def new_request_id() -> str:
 
     Ids of about the same time begin alike, so that rows that are written together lie together in an index.
     """
-    return f"req_{_base32((time.time_ns() // 1_000_000) << 80 | int.from_bytes(_random()[:10]))}"
+    return f"req_{_base32((time.time_ns() // 1_000_000) << 80 | int.from_bytes(random_bytes()[:10]))}"
 
 
 def _base32(number: int) -> str:
     """26 digits of 128 bits, as RFC 4648 writes them but in lower case and without padding."""
     shifted = number << 2
     return "".join([_PAIRS[shifted >> shift & 1023] for shift in range(120, -1, -10)])
-
-
-def _random() -> bytes:
-    """Bytes of the system's generator, each given once. Asked for one by one they would cost a thread its turn."""
-    while True:
-        try:
-            return _drawn.pop()
-        except IndexError:
-            many = os.urandom(256 * _ID_BYTES)
-            _drawn.extend(many[start : start + _ID_BYTES] for start in range(0, len(many), _ID_BYTES))
 
 
 def now() -> str:

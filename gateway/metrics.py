@@ -6,6 +6,7 @@ No label is a contributor, a request, a key or a document, so the number of seri
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
@@ -27,7 +28,10 @@ RATIOS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3)
 
 
 class _Remembering:
-    """A metric that remembers its series by their labels; the library takes longer to find one than to count."""
+    """A metric that remembers its series by their labels; the library takes longer to find one than to count.
+
+    Each of the two below counts into the library's own values, past its checks of what cannot be here.
+    """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._remembered: dict[tuple[object, ...], Any] = {}
@@ -42,11 +46,20 @@ class _Remembering:
 
 
 class _Histogram(_Remembering, Histogram):  # type: ignore[misc]
-    pass
+    def observe(self, amount: float, exemplar: Mapping[str, str] | None = None) -> None:
+        """Count a value of a series; nothing here has exemplars."""
+        del exemplar
+        self._sum.inc(amount)
+        self._buckets[bisect_left(self._upper_bounds, amount)].inc(1)
 
 
 class _Counter(_Remembering, Counter):  # type: ignore[misc]
-    pass
+    def inc(self, amount: float = 1, exemplar: Mapping[str, str] | None = None) -> None:
+        """Add to a series, never less than nothing."""
+        del exemplar
+        if amount < 0:
+            raise ValueError("a counter does not fall")
+        self._value.inc(amount)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -168,9 +168,12 @@ def _documents(inputs: SealedInputs) -> dict[str, GroundedPassage]:
     return {passage.document: passage for passage in reversed(inputs.passages)}
 
 
+_NOTHING_RAN = EstimatorRun(name="none", version="1", evaluations=0, tokens_scored=0, residual_nats=0.0)
+
+
 def _run(scored: Scored | None) -> EstimatorRun:
     if scored is None:
-        return EstimatorRun(name="none", version="1", evaluations=0, tokens_scored=0, residual_nats=0.0)
+        return _NOTHING_RAN
     explanation = scored.explanation
     return EstimatorRun(
         name=explanation.plan.estimator.name,

@@ -7,10 +7,9 @@ answer to its end whatever becomes of the client, so that what was generated is 
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from collections.abc import AsyncGenerator, Coroutine
-from contextlib import AbstractAsyncContextManager, aclosing, suppress
+from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
 import structlog
@@ -25,7 +24,7 @@ from gateway.exchange import Answer, Question, TookTooLongError, within
 from gateway.fairness import PRIORITIES
 from gateway.grounding import ground
 from gateway.idempotency import JSON_TYPE, Claim
-from gateway.identifiers import new_request_id
+from gateway.identifiers import new_request_id, random_bytes
 from gateway.metrics import Metrics
 from gateway.settings import Limits
 from gateway.transactions import Transactions
@@ -160,7 +159,7 @@ class Pipeline:
                     if answer.abandoned:
                         answer.cut = "cancelled"
                         break
-                    if not has_begun and answer.first_token_s is not None:
+                    if answer.first_token_s is not None and not has_begun and answer.owes_early_token:
                         time_left.reschedule(answer.deadline_s)
         except TookTooLongError as error:
             answer.cut = "length"
@@ -188,12 +187,12 @@ class Pipeline:
             self._answering.discard(answer)
             self._admission.ended(answer.request_id)
 
-    def _in_time(self, answer: Answer) -> AbstractAsyncContextManager[asyncio.Timeout]:
+    def _in_time(self, answer: Answer) -> within:
         """The time that the engine has for the next of the answer."""
         if answer.first_token_s is not None:
             return within(answer.deadline_s)
-        early = answer.first_deadline_s < answer.deadline_s
-        return within(min(answer.first_deadline_s, answer.deadline_s), "first_token_s" if early else "answer_s")
+        early = answer.owes_early_token
+        return within(answer.first_deadline_s if early else answer.deadline_s, "first_token_s" if early else "answer_s")
 
     async def _release(self, answer: Answer) -> None:
         """Void a request whose usage did not commit. If the ledger is still gone, the sweeper does it."""
@@ -206,7 +205,7 @@ class Pipeline:
         Where nothing took part that could be left out there is no job: the same transaction splits the charge.
         """
         model = answer.question.model
-        salt = secrets.token_bytes(32)
+        salt = random_bytes()
         usage = UsageRecord(
             served_model=model.name,
             base_model=model.base,

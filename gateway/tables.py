@@ -69,8 +69,9 @@ answer = sa.Table(
     sa.Column("salt", sa.LargeBinary(32), nullable=False),
     sa.Column("inputs", sa.LargeBinary),
     sa.Column("attribution", sa.LargeBinary, nullable=False),
-    sa.Index("answer_by_status", "status", "created_at"),
 )
+is_pending = answer.c.status == sa.literal_column("'pending'")  # in the words of the index, which no parameter matches
+sa.Index("answer_pending", answer.c.created_at, sqlite_where=is_pending, postgresql_where=is_pending)
 
 # What an Idempotency-Key of a caller stands for, for ever. The response is kept until `[limits] replay_hours` are over;
 # after that a repeat is told that the request was answered, and where its receipt is.

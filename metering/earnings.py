@@ -14,7 +14,7 @@ from metering._checks import check_whole
 from metering.errors import MeteringError
 from metering.postings import contributor_account
 from metering.store import Line
-from metering.tables import account_period_table, earning_table, posting_table
+from metering.tables import account_period_table, earning_table, is_contributors, posting_table
 
 Grouping: TypeAlias = Literal["document", "adapter", "model", "day"]
 
@@ -95,7 +95,7 @@ def entries(connection: Connection, contributor: str, after: str | None = None, 
     limit: 1 … MAX_PAGE_LINES. Raises MeteringError on a limit outside, or a cursor that no page gave.
     """
     check_whole("limit", limit, minimum=1, maximum=MAX_PAGE_LINES)
-    where = [posting_table.c.account == contributor_account(contributor)]
+    where = [is_contributors, posting_table.c.account == contributor_account(contributor)]
     if after is not None:
         where.append(tuple_(posting_table.c.log_index, posting_table.c.position) > _place(after))
     lines = stored_lines(connection, *where, limit=limit + 1)

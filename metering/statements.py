@@ -16,7 +16,7 @@ from ledger_client import JSON, StatementSummary
 from metering.earnings import checked_period, line_json, stored_lines
 from metering.postings import CONTRIBUTOR_PREFIX, contributor_account
 from metering.store import Line
-from metering.tables import account_period_table, period_table, posting_table, rating_table
+from metering.tables import account_period_table, is_contributors, period_table, posting_table, rating_table
 
 _CSV_HEAD = (
     "log_index",
@@ -99,7 +99,7 @@ def statement(connection: Connection, contributor: str, period: str) -> Statemen
     checked_period(period)
     sums = _summaries(connection, period, account)
     columns = posting_table.c
-    of_account = (columns.account == account, columns.period == period)
+    of_account = (is_contributors, columns.account == account, columns.period == period)
     rated = rating_table.c.request_id.in_(select(columns.request_id).where(*of_account))
     ratings = select(rating_table).where(rated).order_by(rating_table.c.log_index)
     return Statement(

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, CheckConstraint, Column, Index, Integer, MetaData, String, Table
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    func,
+    literal_column,
+)
 
 metadata = MetaData()
 
@@ -33,9 +44,22 @@ posting_table = Table(
     Column("item", String(200)),
     Column("served_model", String(200)),
     Column("request_id", String(30)),
-    Index("posting_by_account", "account", "log_index", "position"),
-    Index("posting_by_period", "account", "period", "log_index", "position"),
 )
+# Only postings of contributors are ever looked for by account, and a database uses these indexes only where a query
+# says so in the same words.
+is_contributors = func.substr(posting_table.c.account, literal_column("1"), literal_column("12")) == literal_column(
+    "'contributor:'"
+)
+for _name, _columns in (
+    ("posting_by_account", ("account", "log_index", "position")),
+    ("posting_by_period", ("account", "period", "log_index", "position")),
+):
+    Index(
+        _name,
+        *(posting_table.c[column] for column in _columns),
+        sqlite_where=is_contributors,
+        postgresql_where=is_contributors,
+    )
 
 # What the postings of a contributor's account in a period sum to, kept as they are posted, so that a balance or a
 # statement's head costs the same however many postings there are.
@@ -87,7 +111,6 @@ Index(
     sqlite_where=is_open,
     postgresql_where=is_open,
 )
-Index("intent_by_age", intent_table.c.admitted_at, sqlite_where=is_open, postgresql_where=is_open)
 
 budget_table = Table(
     "budget",

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Literal
 
 from gateway.api.requests import AttributionOptions
+from gateway.api.wire import Last
 from gateway.catalogue import ServedModel
 from gateway.engines import Delta
 from gateway.errors import BadRequestError
@@ -47,6 +48,6 @@ async def events(
             if ready := b"".join(map(write, piece)):
                 yield ready
     except Exception as error:
-        yield fail(error)
+        yield Last(fail(error))
     else:
-        yield end()
+        yield Last(end())

@@ -23,7 +23,7 @@ from gateway.api.requests import (
     parse,
     read_document,
 )
-from gateway.api.wire import EventStream
+from gateway.api.wire import EventStream, Last
 from gateway.auth import Principal
 from gateway.embeddings import Embedded
 from gateway.engines import SamplingParams
@@ -177,7 +177,7 @@ def _answer_again(gateway: Gateway, replay: Replay, body: ChatRequest | Completi
         return Response(whole(told, shape), media_type=JSON_TYPE, headers=headers)
 
     async def again() -> AsyncIterator[bytes]:
-        yield replayed(told, shape, include_usage=_wants_usage(body))
+        yield Last(replayed(told, shape, include_usage=_wants_usage(body)))
 
     return EventStream(again(), lambda: None, headers, gateway.settings.limits.stall_s)
 

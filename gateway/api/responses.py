@@ -14,7 +14,7 @@ from gateway.api.repeats import REPLAYED, asked_before, takes_once
 from gateway.api.requests import UNSUPPORTED, parse, read_document
 from gateway.api.responses_requests import ResponsesRequest
 from gateway.api.responses_shapes import ResponseWriter
-from gateway.api.wire import EventStream
+from gateway.api.wire import EventStream, Last
 from gateway.catalogue import ServedModel
 from gateway.engines import Delta, SamplingParams
 from gateway.errors import BadRequestError
@@ -115,6 +115,6 @@ def _answer_again(gateway: Gateway, replay: Replay, body: ResponsesRequest) -> R
         return JSONResponse(writer.whole(said.finish_reason, replay.attribution), headers=headers)
 
     async def again() -> AsyncIterator[bytes]:
-        yield begun + written + writer.end(said.finish_reason, replay.attribution)
+        yield Last(begun + written + writer.end(said.finish_reason, replay.attribution))
 
     return EventStream(again(), lambda: None, headers, gateway.settings.limits.stall_s)

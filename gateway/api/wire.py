@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
+from types import TracebackType
 
 import structlog
 from fastapi import Response
@@ -47,27 +48,15 @@ async def read_body(receive: Receive, *, limit_bytes: int, within_s: float) -> b
 _WRITE_BYTES = 1 << 16
 
 
-class StalledError(Exception):
-    """The client takes nothing of what it is sent."""
-
-
-def unstalled(send: Send, stall_s: float) -> Send:
-    """`send`, but that raises StalledError where it would wait for the client for longer than stall_s."""
-
-    async def sending(message: Message) -> None:
-        try:
-            async with asyncio.timeout(stall_s):
-                await send(message)
-        except TimeoutError:
-            raise StalledError from None
-
-    return sending
+class Last(bytes):
+    """The end of a stream: with it goes the end of the reply."""
 
 
 class EventStream(Response):
     """A stream of server-sent events that tells when it is over, however it ended, and waits for no stalled client.
 
-    on_end: is told when the client has left, and when all is sent.
+    events: pieces of it, the last of them a Last. on_end: is told when the client has left, and when all is sent.
+    stall_s: how long a write may wait for the client.
     """
 
     media_type = "text/event-stream"
@@ -87,15 +76,12 @@ class EventStream(Response):
 
         What is sent to a client that has left goes nowhere, and the events end by themselves soon after.
         """
-        send = unstalled(send, self._stall_s)
         watch = asyncio.create_task(self._watch(receive))
+        patience = _Patience(send, self._stall_s)
         try:
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            async for piece in self._events:
-                for start in range(0, len(piece), _WRITE_BYTES):
-                    part = piece[start : start + _WRITE_BYTES]
-                    await send({"type": "http.response.body", "body": part, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            async with patience:
+                head = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+                await self._write(patience.send, head)
         except StalledError:
             # The response stays unfinished, and for that the server closes the connection.
             log.warning("client_stalled", stall_s=self._stall_s)
@@ -103,7 +89,61 @@ class EventStream(Response):
             watch.cancel()
             self._on_end()
 
+    async def _write(self, send: Send, head: Message) -> None:
+        await send(head)
+        async for piece in self._events:
+            ends = isinstance(piece, Last)
+            for start in range(0, len(piece) or 1, _WRITE_BYTES):
+                more = not ends or start + _WRITE_BYTES < len(piece)
+                part = piece[start : start + _WRITE_BYTES]
+                await send({"type": "http.response.body", "body": part, "more_body": more})
+
     async def _watch(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
         self._on_end()
+
+
+class StalledError(Exception):
+    """The client takes nothing of what it is sent."""
+
+
+class _Patience:
+    """A `send`, and a context that ends with StalledError where it waits for the client for longer than stall_s.
+
+    One timer looks after all that is sent.
+    """
+
+    def __init__(self, send: Send, stall_s: float) -> None:
+        self._send = send
+        self._stall_s = stall_s
+        self._loop = asyncio.get_running_loop()
+        self._limit = asyncio.timeout(None)
+        self._waiting_since_s: float | None = None
+        self._timer = self._loop.call_later(stall_s, self._look)
+
+    async def send(self, message: Message) -> None:
+        """Send a message."""
+        self._waiting_since_s = self._loop.time()
+        await self._send(message)
+        self._waiting_since_s = None
+
+    async def __aenter__(self) -> None:
+        await self._limit.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+        try:
+            await self._limit.__aexit__(kind, error, trace)
+        except TimeoutError:
+            raise StalledError from None
+
+    def _look(self) -> None:
+        now_s = self._loop.time()
+        look_s = (now_s if self._waiting_since_s is None else self._waiting_since_s) + self._stall_s
+        if look_s <= now_s:
+            self._limit.reschedule(now_s)
+        else:
+            self._timer = self._loop.call_at(look_s, self._look)

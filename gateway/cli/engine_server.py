@@ -21,7 +21,7 @@ async def servers_running(settings: Settings) -> AsyncIterator[None]:
     if chosen.kind != "vllm" or chosen.servers:
         yield
         return
-    # These take aiohttp along, which a gateway with the embedded engine does not have.
+    # These take httptools along, which a gateway with the embedded engine does not have.
     from gateway.engines.vllm.server import ServerSpec, VllmServer  # noqa: PLC0415
     from gateway.engines.weights import base_model_directory  # noqa: PLC0415
 

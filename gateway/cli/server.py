@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
-from importlib import resources
+from importlib import import_module, resources
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import structlog
 import typer
@@ -98,7 +100,7 @@ def serve(
     with bind(host or settings.server.host, settings.server.port if port is None else port) as listener:
         configure_logging()
         drop_stalled(listener, settings.limits.stall_s)
-        asyncio.run(_serve(config, settings, listener))
+        _run(_serve(config, settings, listener))
 
 
 async def _serve(config: Path, settings: Settings, listener: socket.socket) -> None:
@@ -126,7 +128,25 @@ def serve_worker(
     structlog.contextvars.bind_contextvars(worker=number + 1)
     with socket.socket(fileno=listener) as shared:
         app = create_app(settings, chores=number == 0)
-        asyncio.run(run(app, shared, Lifeline(lifeline), read))
+        _run(run(app, shared, Lifeline(lifeline), read))
+
+
+def _run(main: Coroutine[Any, Any, None]) -> None:
+    """Run on uvloop where it is installed; it has no Windows."""
+    factory = None if find_spec("uvloop") is None else import_module("uvloop").new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main)
+
+
+def _leave_alone_what_is_there() -> None:
+    """Have the garbage collector look at what requests make, and seldom.
+
+    What start-up made stays as long as the process, and a request leaves no cycles behind unless it fails: left as it
+    is, the collector takes a twentieth of all processor time to find nothing.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 class _Server(uvicorn.Server):
@@ -161,6 +181,7 @@ async def run(
     if read is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hung_up.set)
     async with app.router.lifespan_context(app), _reloading(app, hung_up, read):
+        _leave_alone_what_is_there()
         if lifeline is not None:
             lifeline.serving(lambda: server.handle_exit(signal.SIGTERM, None))
             await server.serve(sockets=[listener])

@@ -136,6 +136,7 @@ class AttributionSection(_Section):
 
     estimator: Literal["two-end", "exact"] = "two-end"
     mode: Literal["async", "inline"] = "async"
+    worker: bool = Field(default=True, description="whether this gateway works on what waits; another one must then")
 
 
 class Limits(_Section):

@@ -60,6 +60,20 @@ async def test_attribution_follows_and_pays_the_owner(site: Site) -> None:
     assert record["coalitions"] == [[[], -2.0 * 27], [[0], pytest.approx(-0.1 * 27)]]
 
 
+async def test_a_gateway_that_is_no_worker_leaves_the_job_to_one_that_is(site: Site) -> None:
+    working = site.settings
+    site.settings = working.model_copy(update={"attribution": working.attribution.model_copy(update={"worker": False})})
+    async with site.open() as gateway:
+        answer = await gateway.pipeline.open(site.caller, site.question(gateway, "guide"))
+        assert [delta async for delta in answer.deltas()]
+        await asyncio.sleep(0.2)
+        assert (await gateway.transactions.read(answers.pending)) == [answer.request_id]
+    site.settings, site.engine.down = working, False
+    async with site.open("gateway-2") as gateway:
+        await until(lambda: bool(site.entries("answer.attributed")))
+    site.check()
+
+
 async def test_an_answer_that_no_document_helped_pays_no_owner(site: Site) -> None:
     async with site.open() as gateway:
         answer = await gateway.pipeline.open(site.caller, site.question(gateway, "guide", mode="inline"))

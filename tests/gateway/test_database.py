@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import stat
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,12 +18,13 @@ from gateway.registry import Registry, RegistryError
 from gateway.tables import ALL_METADATA
 from gateway.transactions import ledger_write
 from ledger_client import Log, Signer
-from metering import earnings, statement
+from metering import earnings, entries, open_intents, statement
 
 from ..databases import Server  # noqa: TID252  the tests are no package of their own
 
 SQLITE = pytest.mark.parametrize("new_database", ["sqlite"], indirect=True)
 POSTGRESQL = pytest.mark.parametrize("new_database", ["postgresql"], indirect=True)
+_PARTIAL = ("posting_by_account", "posting_by_period", "answer_pending", "intent_open")
 _POSTGRESQL_SETTINGS = ("fsync", "synchronous_commit")
 
 
@@ -245,3 +247,31 @@ def test_adapters_of_the_second_schema_get_their_versions_from_the_log(database:
     assert (replaced.version, replaced.digest, replaced.source) == (1, "d0", "")
     assert replaced.removed_at == newest.created_at
     assert (gone.version, gone.removed_at) == (1, "2025-02-03T00:00:00.000Z")
+
+
+def test_what_is_sought_among_many_rows_is_found_by_an_index(database: Database) -> None:
+    """A partial index is used only by a query that repeats its condition."""
+    database.migrate()
+    asked: list[tuple[str, object]] = []
+
+    def note(_connection: object, _cursor: object, sql: str, parameters: object, *_: object) -> None:
+        asked.append((sql, parameters))
+
+    with database.read() as connection:
+        sa.event.listen(database.engine, "before_cursor_execute", note)
+        entries(connection, "ada", after="3.1")
+        statement(connection, "ada", "2025-01")
+        answers.pending(connection)
+        answers.backlog(connection)
+        list(open_intents(connection, "gateway-1"))
+        list(open_intents(connection, admitted_before="2025-01-01T00:00:00.000000Z"))
+        sa.event.remove(database.engine, "before_cursor_execute", note)
+        explain = "EXPLAIN QUERY PLAN" if connection.dialect.name == "sqlite" else "EXPLAIN"
+        if explain == "EXPLAIN":
+            connection.exec_driver_sql("SET enable_seqscan = off")  # which a table without rows would get
+        plans = [
+            " ".join(str(row) for row in connection.exec_driver_sql(f"{explain} {sql}", parameters))
+            for sql, parameters in asked
+        ]
+    used = Counter(index for plan in plans for index in _PARTIAL if index in plan)
+    assert used == {"posting_by_account": 1, "posting_by_period": 2, "answer_pending": 2, "intent_open": 2}

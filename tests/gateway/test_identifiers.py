@@ -31,7 +31,7 @@ def test_random_bits_are_used_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(identifiers, "_drawn", [])
     monkeypatch.setattr(identifiers.os, "urandom", urandom)
-    per_draw = 256
+    per_draw = 128
     made = [bits(new_id("key")) & 0xFF for _ in range(3 * per_draw)]
     assert made == [number for number in range(3) for _ in range(per_draw)]
 

@@ -175,19 +175,18 @@ class VllmEngine:
                     adapter=adapter,
                     context_tokens=self.context_tokens,
                     request_id=request.request_id,
-                ) as response:
+                ) as reply:
                     if not request.stream:
-                        for delta in whole(await read(response), splicer, choices=choices):
+                        for delta in whole(await read(reply), splicer, choices=choices):
                             yield delta
                         return
                     walker = EventWalker(splicer, choices=choices, adapter=adapter, context_tokens=self.context_tokens)
-                    content = response.content
-                    while not walker.done and (data := await content.readany()):
+                    while not walker.done and (data := await reply.some()):
                         for delta in walker.feed(data):
                             yield delta
                     walker.end()
                     # The connection can serve again only when the end of the reply was read.
-                    await content.readany()
+                    await reply.some()
         except AdapterNotLoaded as error:
             self._residents.remove(error.name)
             raise
@@ -280,20 +279,6 @@ class VllmEngine:
     def resident(self) -> frozenset[str]:
         """See Engine.resident."""
         return self._residents.names
-
-    async def reconcile(self) -> None:
-        """Forget the adapters that the server no longer has, as after a start of its own. Raises EngineUnavailable."""
-        self._residents.keep_only((await _serves(self._client)).keys())
-
-    async def restore(self) -> None:
-        """Load again what was resident, onto a server that has started anew."""
-        lost = self._residents.files
-        await self.reconcile()
-        for adapter in lost:
-            try:
-                await self.load(adapter)
-            except EngineError as error:
-                log.warning("adapter_not_restored", adapter=adapter.name, error=str(error))
 
     async def health(self) -> Health:
         """See Engine.health. Asked of the server at most once a second."""

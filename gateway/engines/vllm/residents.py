@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from contextlib import contextmanager
 from weakref import WeakValueDictionary
 
@@ -26,11 +26,6 @@ class Residents:
         """Names of the adapters that take work."""
         return frozenset(self._files)
 
-    @property
-    def files(self) -> tuple[AdapterFiles, ...]:
-        """The adapters that take work."""
-        return tuple(self._files.values())
-
     def changing(self, name: str) -> asyncio.Lock:
         """Held by whoever loads or unloads an adapter of this name."""
         return self._locks.setdefault(name, asyncio.Lock())
@@ -42,10 +37,6 @@ class Residents:
     def remove(self, name: str) -> None:
         """Refuse new work for an adapter; nothing happens where it takes none."""
         self._files.pop(name, None)
-
-    def keep_only(self, names: Set[str]) -> None:
-        """Refuse new work for all others."""
-        self._files = {name: files for name, files in self._files.items() if name in names}
 
     @contextmanager
     def used(self, name: str) -> Iterator[None]:

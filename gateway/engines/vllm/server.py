@@ -9,19 +9,19 @@ import signal
 import socket
 import sys
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import aiohttp
 import structlog
 
 from gateway.engines.adapters import TARGET_MODULES
 from gateway.engines.base import EngineUnavailable
 from gateway.engines.vllm import leash
+from gateway.engines.vllm.client import VllmClient
 from gateway.engines.vllm.engine import Dtype
 
 _DTYPES: Mapping[Dtype, str] = {"fp32": "float32", "bf16": "bfloat16"}
@@ -106,19 +106,18 @@ class ServerSpec:
 class VllmServer:
     """A server for as long as the block lasts. url, api_key: where and how it is asked; both outlive its restarts.
 
-    on_restart: called when it serves again after it died. starts: how often it may die before it first serves.
+    Whoever asks it finds out from its answers that it has lost its adapters. starts: how often it may die before it
+    first serves.
     """
 
     def __init__(
         self,
         spec: ServerSpec,
         *,
-        on_restart: Callable[[], Awaitable[None]] | None = None,
         starts: int = 3,
         start_s: float = 1800,
     ) -> None:
         self.api_key = secrets.token_urlsafe(32)
-        self.on_restart = on_restart
         self.restarts = 0
         self._spec = spec
         self._starts = starts
@@ -200,24 +199,26 @@ class VllmServer:
         """None once it does; else what happened instead."""
         loop = asyncio.get_running_loop()
         told_s = started_s
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
-            while not await self._serves(session):
-                if process.returncode is not None:
-                    return f"ended with code {process.returncode} at its start"
-                if loop.time() - started_s > self._start_s:
-                    return f"did not serve within {self._start_s:.0f} s"
-                if loop.time() - told_s > _PROGRESS_S:
-                    told_s = loop.time()
-                    log.info("vllm_starting", seconds=round(told_s - started_s), said=self.tail.rpartition("\n")[2])
-                await asyncio.sleep(_POLL_S)
+        while not await self._serves():
+            if process.returncode is not None:
+                return f"ended with code {process.returncode} at its start"
+            if loop.time() - started_s > self._start_s:
+                return f"did not serve within {self._start_s:.0f} s"
+            if loop.time() - told_s > _PROGRESS_S:
+                told_s = loop.time()
+                log.info("vllm_starting", seconds=round(told_s - started_s), said=self.tail.rpartition("\n")[2])
+            await asyncio.sleep(_POLL_S)
         return None
 
-    async def _serves(self, session: aiohttp.ClientSession) -> bool:
+    async def _serves(self) -> bool:
+        client = VllmClient(self.url)
         try:
-            async with session.get(f"{self.url}/health") as response:
-                return response.status == 200
-        except (aiohttp.ClientError, TimeoutError):
+            await client.get("/health", timeout_s=5)
+        except EngineUnavailable:
             return False
+        finally:
+            await client.close()
+        return True
 
     async def _supervise(self) -> None:
         """Start the server again whenever it dies, at longer and longer intervals if it does not live."""
@@ -239,11 +240,6 @@ class VllmServer:
                 log.error("vllm_start_failed", error=str(failure))  # noqa: TRY400  its own lines say more than ours
                 continue
             self.restarts += 1
-            if self.on_restart is not None:
-                try:
-                    await self.on_restart()
-                except Exception:
-                    log.exception("vllm_restart_incomplete")
 
     async def _read(self, process: asyncio.subprocess.Process) -> None:
         """Keep the last lines of what the server says; long ones are cut."""
