@@ -37,7 +37,7 @@ def ask(gateway: Running, question: str = QUESTION, **options: Any) -> dict[str,
 
 
 def wait_for(gateway: Running, request_id: str) -> dict[str, Any]:
-    deadline_s = time.monotonic() + 120
+    deadline_s = time.monotonic() + 300
     while True:
         found: dict[str, Any] = gateway.http().get(f"/v1/attributions/{request_id}").json()
         if found["status"] != "pending":
