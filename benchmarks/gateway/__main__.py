@@ -22,7 +22,7 @@ from benchmarks.gateway.processes import running, split_cores
 from benchmarks.gateway.speed import Figures
 from benchmarks.gateway.upstream import CHUNKS, MODEL, Upstream
 from benchmarks.ledger import postgres
-from benchmarks.ledger.machine import machine
+from benchmarks.machine import machine
 
 KEYS = (
     "cpu_ms_request",

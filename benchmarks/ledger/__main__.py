@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from benchmarks.ledger import commits, earnings, faults, fsck, postgres
 from benchmarks.ledger.commits import NewDatabase
-from benchmarks.ledger.machine import machine
+from benchmarks.machine import machine
 
 KEYS = (
     "records_s_sqlite_32",

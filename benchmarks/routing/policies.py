@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 from benchmarks.routing.simulation import Machine, Policy
@@ -28,7 +29,7 @@ class Ours:
         return self._placement.choose(adapter, pressures)
 
 
-class _Simple:
+class _Simple(ABC):
     """A policy that looks at its replicas in some order and takes the first that holds the adapter or has room."""
 
     def __init__(self, machine: Machine) -> None:
@@ -41,9 +42,9 @@ class _Simple:
                 return Choice(replica=replica, reason="resident")
         return None
 
+    @abstractmethod
     def order(self, adapter: str, pressures: Mapping[str, float]) -> list[str]:
         """Which replica is looked at first, and which then."""
-        raise NotImplementedError
 
 
 class RoundRobin(_Simple):

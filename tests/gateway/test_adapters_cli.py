@@ -3,41 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from gateway.adapter_sources import SourceError
-from gateway.cli import adapters, main
+from gateway.cli import adapters
 from gateway.engines import AdapterRejected, Engine, EngineUnavailable
 from gateway.engines.adapters import WEIGHTS_FILE
 from gateway.registry import RegistryError
 from gateway.settings import load
 
+from .command import Outcome, Run, runner
 from .engines.adapter_kit import tensors, write
 from .kit import Site
 
 SHAPES = {"model.layers.0.self_attn.q_proj": (16, 16), "model.layers.0.self_attn.v_proj": (16, 4)}
-
-
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Run = Callable[..., Outcome]
 
 
 @pytest.fixture
@@ -56,19 +38,7 @@ async def awake(site: Site) -> Engine:
 @pytest.fixture
 def run(site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     monkeypatch.chdir(site.folder)
-
-    def run(*arguments: str) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["tributary", *arguments])
-        capsys.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as exit_:
-            code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
-        captured = capsys.readouterr()
-        return Outcome(code, captured.out, captured.err)
-
-    return run
+    return runner(monkeypatch, capsys)
 
 
 def offer(site: Site, seed: int = 0, **changed: object) -> str:

@@ -10,31 +10,15 @@ import sqlite3
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
-from gateway.cli import asking, main, material
+from gateway.cli import asking, material
 from ledger_client import Signer
+from tests.gateway.command import Run, runner
 from tests.retrieval.kit import HashingEmbedder
-
-
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Run = Callable[..., Outcome]
 
 
 @pytest.fixture
@@ -42,18 +26,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     """`tributary …` in a folder of its own that `init` has prepared."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(material, "make_embedder", lambda _settings: HashingEmbedder(name="all-minilm-l6-v2"))
-
-    def run(*arguments: str) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["tributary", *arguments])
-        capsys.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as exit_:
-            code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
-        captured = capsys.readouterr()
-        return Outcome(code, captured.out, captured.err)
-
+    run = runner(monkeypatch, capsys)
     assert run("init").code == 0
     return run
 
@@ -414,6 +387,7 @@ from functools import partial
 from gateway.app import create_app
 from gateway.cli import main, server
 from tests.fakes import FakeEngine
+from tests.gateway.command import Run, runner
 from tests.retrieval.kit import HashingEmbedder
 
 parts = {"engine": lambda _: FakeEngine(), "embedder": lambda _: HashingEmbedder(name="all-minilm-l6-v2")}
